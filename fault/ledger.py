@@ -138,7 +138,7 @@ class Ledger:
         if not self.leased(grant.claimant, now):
             # a fresh claimant has had no time to make contact yet
             return now >= grant.claimed_at + self.timing.lease_ttl_s or (
-                grant.claimant in self.departed
+                grant.claimant in self.departed or grant.fails < 0
             )
         member = self.view is not None and grant.claimant in self.view.members
         return not member and now >= grant.claimed_at + self.timing.join_timeout_s
@@ -150,9 +150,10 @@ class Ledger:
         last = self.grants.get(slot)
         if generation != (last.generation if last else 0) + 1:
             return False
+        members = self.view.members if self.view is not None else ()
         occupant = self.view.member_in(slot) if self.view is not None else None
-        if occupant is not None and self.leased(occupant, now) and by != occupant:
-            return False
+        if occupant is not None and by != occupant and any(self.leased(p, now) for p in members):
+            return False  # a view with a living member is changed first, then the slot is free
         succession = occupant is not None and by == occupant == (last.claimant if last else "")
         if not succession and not self.grant_is_open(slot, now):
             return False
@@ -200,6 +201,12 @@ class Ledger:
             return False
         self._install(proposal, now)
         return True
+
+    def restore(self, spec: str, slots: int, proposal: Proposal, now: float) -> bool:
+        """Members write back what a registry lost: the spec, if it has none, and their view."""
+        if not self.spec:
+            self.spec, self.born, self.target_slots = spec, "", slots
+        return self.propose(proposal, now)
 
     def _grounds_hold(self, proposal: Proposal, now: float) -> bool:
         new, old = proposal.view, self.view

@@ -1,0 +1,1 @@
+"""How messages travel between peers: wire format, relays, and a peer's link to them."""

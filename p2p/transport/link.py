@@ -1,0 +1,210 @@
+"""A peer's link to its relays: send to a peer by name, receive from anyone, never wait.
+
+A link has one DEALER socket per relay and spreads its messages over those that are connected and
+have room; when one is gone, the rest carry on, and ZeroMQ reconnects on its own. A message that no
+relay takes is dropped and counted: the protocol asks again. So messages may be lost, or overtake
+each other.
+
+One thread owns a link. Not here: what the frames hold (`wire.py`), and what to do about a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import zmq
+
+from p2p.transport.relay import HANDSHAKE_MS, HEARTBEAT_INTERVAL_MS, HEARTBEAT_TIMEOUT_MS
+from p2p.transport.wire import Frame
+
+IDENTITY_LIMIT_BYTES = 253
+"""ZeroMQ's 255, less the suffix of `ControlAndBulk`."""
+RECONNECT_MS, RECONNECT_LIMIT_MS = 20, 200
+CONNECT_TIMEOUT_MS = 3000
+COPY_BELOW_BYTES = 128 << 10
+"""Handing a buffer over uncopied costs about 5 µs; on a 2-core machine it pays from 128 KiB on."""
+CONTROL_LIMIT_MESSAGES = 1000
+BULK_LIMIT_MESSAGES = 64
+"""Per relay and direction, so with segments of 1 MiB at most 64 MiB wait in either."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went through a link since it was made; `dropped` found no relay with room."""
+
+    sent: int = 0
+    received: int = 0
+    dropped: int = 0
+
+
+class Link:
+    """The peer `identity` on all of `relays` (ZeroMQ endpoints).
+
+    `limit_messages` bounds what waits in each direction per relay. Raises ValueError for an
+    identity that ZeroMQ does not allow, or without relays.
+    """
+
+    def __init__(
+        self,
+        identity: bytes,
+        relays: Sequence[str],
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        limit_messages: int = CONTROL_LIMIT_MESSAGES,
+    ) -> None:
+        if not relays:
+            raise ValueError("a link needs a relay")
+        if not 0 < len(identity) <= 255 or identity[0] == 0:
+            raise ValueError(f"{identity!r} cannot be the identity of a peer")
+        self.traffic = Traffic()
+        self._context = context or zmq.Context.instance()
+        self._sockets: list[zmq.Socket[bytes]] = []
+        self._poller = zmq.Poller()
+        self._last_sent = self._last_received = 0
+        for endpoint in relays:
+            dealer = self._context.socket(zmq.DEALER)
+            self._sockets.append(dealer)
+            _configure(dealer, identity, limit_messages)
+            dealer.connect(endpoint)
+            self._poller.register(dealer, zmq.POLLIN)
+
+    def send(self, destination: bytes, frames: Sequence[Frame]) -> bool:
+        """Hands the frames to a relay; False, and counted, when none has room.
+
+        Frames of `COPY_BELOW_BYTES` and more are not copied and must not be changed after.
+        """
+        for _ in self._sockets:
+            self._last_sent = (self._last_sent + 1) % len(self._sockets)
+            if _offer(self._sockets[self._last_sent], destination, frames):
+                self.traffic.sent += 1
+                return True
+        self.traffic.dropped += 1
+        return False
+
+    def receive(self) -> tuple[bytes, list[Frame]] | None:
+        """The source and the frames of a waiting message, or None; never waits.
+
+        Small frames are bytes, large ones memoryviews of the buffer ZeroMQ received into.
+        """
+        for _ in self._sockets:
+            # from the one after the last, so that no relay starves the others
+            self._last_received = (self._last_received + 1) % len(self._sockets)
+            dealer = self._sockets[self._last_received]
+            try:
+                source = dealer.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                continue
+            frames: list[Frame] = []
+            while dealer.getsockopt(zmq.RCVMORE):
+                frames.append(_received(dealer))
+            self.traffic.received += 1
+            return source, frames
+        return None
+
+    def wait(self, timeout_ms: int) -> bool:
+        """Whether something can be received, waiting for it at most this long."""
+        return bool(self._poller.poll(timeout_ms))
+
+    def sockets(self) -> list[zmq.Socket[bytes]]:
+        """To register with a `zmq.Poller`: POLLIN, or POLLOUT for room to send."""
+        return list(self._sockets)
+
+    def close(self) -> None:
+        """What has not been sent yet is lost."""
+        for dealer in self._sockets:
+            dealer.close(linger=0)
+
+
+class ControlAndBulk:
+    """Two links as one: small control messages never queue behind megabytes of segments.
+
+    A peer `name` is `name/c` and `name/b` to the relays; here it is only ever `name`.
+    """
+
+    CONTROL, BULK = b"/c", b"/b"
+
+    def __init__(
+        self,
+        identity: bytes,
+        relays: Sequence[str],
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
+        if len(identity) > IDENTITY_LIMIT_BYTES:
+            raise ValueError(f"{identity!r} is too long for the identity of a peer")
+        self.control = Link(identity + self.CONTROL, relays, context)
+        self.bulk = Link(identity + self.BULK, relays, context, BULK_LIMIT_MESSAGES)
+
+    def send_control(self, destination: bytes, frames: Sequence[Frame]) -> bool:
+        """For what is small and must not wait: beats, asks, views."""
+        return self.control.send(destination + self.CONTROL, frames)
+
+    def send_bulk(self, destination: bytes, frames: Sequence[Frame]) -> bool:
+        """For segments and parts of states."""
+        return self.bulk.send(destination + self.BULK, frames)
+
+    def receive(self) -> tuple[bytes, list[Frame]] | None:
+        """A waiting message, control before bulk, or None. See `Link.receive`."""
+        message = self.control.receive() or self.bulk.receive()
+        if message is None:
+            return None
+        source, frames = message
+        return source.removesuffix(self.CONTROL).removesuffix(self.BULK), frames
+
+    def wait(self, timeout_ms: int) -> bool:
+        """Whether something can be received, waiting for it at most this long."""
+        poller = zmq.Poller()
+        for each in self.sockets():
+            poller.register(each, zmq.POLLIN)
+        return bool(poller.poll(timeout_ms))
+
+    def sockets(self) -> list[zmq.Socket[bytes]]:
+        return self.control.sockets() + self.bulk.sockets()
+
+    def close(self) -> None:
+        self.control.close()
+        self.bulk.close()
+
+
+def _configure(dealer: zmq.Socket[bytes], identity: bytes, limit_messages: int) -> None:
+    for option, value in (
+        (zmq.LINGER, 0),
+        # nothing is queued for a relay that is not connected, so it goes to one that is
+        (zmq.IMMEDIATE, 1),
+        (zmq.SNDHWM, limit_messages),
+        (zmq.RCVHWM, limit_messages),
+        (zmq.RECONNECT_IVL, RECONNECT_MS),
+        (zmq.RECONNECT_IVL_MAX, RECONNECT_LIMIT_MS),
+        (zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS),
+        (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
+        # a process that dies closes its connection; these are for a machine that goes silent
+        (zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS),
+        (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
+        (zmq.TCP_KEEPALIVE, 1),
+        (zmq.ROUTING_ID, identity),
+    ):
+        dealer.setsockopt(option, value)
+
+
+def _offer(dealer: zmq.Socket[bytes], destination: bytes, frames: Sequence[Frame]) -> bool:
+    try:
+        dealer.send(destination, zmq.NOBLOCK | zmq.SNDMORE)
+    except zmq.Again:
+        return False
+    taken = True
+    last = len(frames) - 1
+    for index, frame in enumerate(frames):
+        flags = zmq.NOBLOCK if index == last else zmq.NOBLOCK | zmq.SNDMORE
+        try:
+            dealer.send(frame, flags, copy=len(frame) < COPY_BELOW_BYTES)
+        except zmq.Again:
+            # the relay went away in the middle: ZeroMQ drops the message, but only after its last
+            # frame does the next one count as a new message
+            taken = False
+    return taken
+
+
+def _received(dealer: zmq.Socket[bytes]) -> Frame:
+    frame = dealer.recv(zmq.NOBLOCK, copy=False)
+    # small frames lie at any address in a shared buffer, and would keep it alive; large ones have
+    # their own, aligned for float32
+    return frame.bytes if len(frame) < COPY_BELOW_BYTES else frame.buffer

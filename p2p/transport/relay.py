@@ -1,0 +1,292 @@
+"""A relay: the process that every peer dials out to, and that hands their messages on.
+
+    python -m p2p.transport.relay --bind ipc:///folder/relay-0 --bind tcp://0.0.0.0:7700
+
+A peer sends [destination, frames…]; the destination gets [source, frames…]. The relay looks at
+nothing else and copies no payload. A message to `relay` of the one frame `stats` is answered with
+the counters as a msgpack map.
+
+It never waits for anybody. What cannot be delivered now is counted and dropped, for the peers ask
+again. What it holds for one destination that does not read is bounded twice: messages of
+`LARGE_BYTES` and more by their bytes (`--queue-bytes`, counted from when they are accepted until
+ZeroMQ has written them out), smaller ones by ZeroMQ's own limit of `SEND_LIMIT_MESSAGES`. A
+destination that stays silent for `HEARTBEAT_TIMEOUT_MS` loses its connection, and the relay what it
+held for it.
+
+Not here: what the messages are (`wire.py`), whom a peer talks to, starting and restarting relays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import stat
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgpack
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from fault.errors import InputError, MayflyError
+
+RELAY = b"relay"
+"""The identity that the relay itself answers to."""
+STATS = b"stats"
+
+QUEUE_BYTES = 64 << 20
+LARGE_BYTES = 64 << 10
+"""Following a message costs 5 to 10 µs, so only those that could fill the memory are followed."""
+SEND_LIMIT_MESSAGES = 1024
+RECEIVE_LIMIT_MESSAGES = 32
+"""Per connection, while the relay is behind; then the sender's own limit holds the sender back."""
+MESSAGE_LIMIT_BYTES = (256 << 20) + (1 << 20)
+HEARTBEAT_INTERVAL_MS = 1000
+HEARTBEAT_TIMEOUT_MS = 5000
+HANDSHAKE_MS = 5000
+FRAMES_LIMIT = 8
+BATCH_MESSAGES = 256
+IPC_PATH_LIMIT = 107
+QUEUES_SWEPT_ABOVE = 256
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the relay started. `peers` is the number of open connections, each peer having two."""
+
+    messages: int = 0
+    bytes: int = 0
+    dropped: int = 0
+    unknown: int = 0
+    peers: int = 0
+
+
+class _Queue:
+    """The large messages on their way to one destination, the oldest first."""
+
+    def __init__(self) -> None:
+        self._entries: deque[tuple[zmq.MessageTracker, int]] = deque()
+        self._bytes = 0
+
+    def settle(self) -> int:
+        """Forgets what ZeroMQ is done with; returns the bytes that are left."""
+        while self._entries and self._entries[0][0].done:
+            self._bytes -= self._entries.popleft()[1]
+        return self._bytes
+
+    def add(self, tracker: zmq.MessageTracker, size: int) -> None:
+        self._entries.append((tracker, size))
+        self._bytes += size
+
+
+class Relay:
+    """One ROUTER socket on any number of endpoints. Owned by one thread.
+
+    Raises InputError for an endpoint that cannot be bound, or an ipc folder that others may enter.
+    """
+
+    def __init__(self, endpoints: Sequence[str], queue_bytes: int = QUEUE_BYTES) -> None:
+        self.counters = Counters()
+        self.endpoints: list[str] = []
+        self._queue_bytes = queue_bytes
+        self._queues: dict[bytes, _Queue] = {}
+        self._connections: set[int] = set()
+        self._files: list[tuple[Path, int]] = []
+        self._context = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        _configure(self._router)
+        self._monitor = self._router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        try:
+            for endpoint in endpoints:
+                self._bind(endpoint)
+        except BaseException:
+            self.close()
+            raise
+
+    def serve(self, stop: socket.socket) -> None:
+        """Hands messages on until `stop` has something to read."""
+        poller = zmq.Poller()
+        for each in (self._router, self._monitor, stop):
+            poller.register(each, zmq.POLLIN)
+        handlers: dict[object, Callable[[], None]] = {
+            self._router: self._forward_waiting,
+            self._monitor: self._count_connections,
+        }
+        while True:
+            for ready, _ in poller.poll():
+                handler = handlers.get(ready)
+                if handler is None:  # `stop`, which the poller names by its descriptor
+                    return
+                handler()
+
+    def close(self) -> None:
+        self._router.disable_monitor()
+        self._router.close(linger=0)
+        self._context.destroy(linger=0)
+        for file, inode in self._files:
+            # a successor may have bound the same name by now
+            with suppress(FileNotFoundError):
+                if file.stat().st_ino == inode:
+                    file.unlink()
+
+    def _bind(self, endpoint: str) -> None:
+        path = Path(endpoint.removeprefix("ipc://")) if endpoint.startswith("ipc://") else None
+        if path is not None:
+            _prepare_folder(path)
+        try:
+            self._router.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise InputError(f"the relay cannot listen on {endpoint}: {error.strerror}") from None
+        if path is not None:
+            self._files.append((path, path.stat().st_ino))
+        # with the port that was chosen for tcp://…:*
+        self.endpoints.append(self._router.getsockopt_string(zmq.LAST_ENDPOINT))
+
+    def _forward_waiting(self) -> None:
+        # in batches, so that a flood does not keep the relay from a signal or a connection's end
+        for _ in range(BATCH_MESSAGES):
+            try:
+                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._forward(frames)
+
+    def _forward(self, frames: list[zmq.Frame]) -> None:
+        if not 3 <= len(frames) <= FRAMES_LIMIT:
+            self.counters.dropped += 1
+            return
+        destination = frames[1].bytes
+        if destination == RELAY:
+            self._answer(frames[0], frames[2:])
+            return
+        size = sum(map(len, frames)) - len(destination)
+        if size >= LARGE_BYTES:
+            queue = self._queue(destination)
+            waiting = queue.settle()
+            if waiting and waiting + size > self._queue_bytes:
+                self.counters.dropped += 1
+                return
+            # ZeroMQ is done with a message's frames at about the same time: one tells for all
+            largest = max(range(2, len(frames)), key=lambda index: len(frames[index]))
+            tracked = zmq.Frame(frames[largest].buffer, track=True, copy=False)
+            frames[largest] = tracked
+        frames[0], frames[1] = frames[1], frames[0]
+        if self._send(frames):
+            self.counters.messages += 1
+            self.counters.bytes += size
+            if size >= LARGE_BYTES:
+                queue.add(tracked.tracker, size)
+
+    def _send(self, frames: list[zmq.Frame]) -> bool:
+        try:
+            self._router.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            return True
+        except zmq.Again:
+            self.counters.dropped += 1
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.counters.unknown += 1
+        return False
+
+    def _answer(self, source: zmq.Frame, request: list[zmq.Frame]) -> None:
+        if [frame.bytes for frame in request] != [STATS]:
+            self.counters.dropped += 1
+            return
+        self.counters.peers = len(self._connections)
+        report = msgpack.packb(asdict(self.counters))
+        self._send([source, zmq.Frame(RELAY), zmq.Frame(report)])
+
+    def _queue(self, destination: bytes) -> _Queue:
+        queue = self._queues.get(destination)
+        if queue is None:
+            if len(self._queues) >= QUEUES_SWEPT_ABOVE:
+                self._queues = {name: each for name, each in self._queues.items() if each.settle()}
+            queue = self._queues[destination] = _Queue()
+        return queue
+
+    def _count_connections(self) -> None:
+        with suppress(zmq.Again):
+            while True:
+                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
+                if event["event"] == zmq.EVENT_ACCEPTED:
+                    self._connections.add(int(event["value"]))
+                elif event["event"] == zmq.EVENT_DISCONNECTED:
+                    self._connections.discard(int(event["value"]))
+
+
+def _configure(router: zmq.Socket[bytes]) -> None:
+    for option, value in (
+        (zmq.LINGER, 0),
+        # the unknown and the full are told apart and counted, instead of dropped in silence
+        (zmq.ROUTER_MANDATORY, 1),
+        # a peer that reconnects before its old connection is noticed dead takes its name over
+        (zmq.ROUTER_HANDOVER, 1),
+        (zmq.SNDHWM, SEND_LIMIT_MESSAGES),
+        (zmq.RCVHWM, RECEIVE_LIMIT_MESSAGES),
+        (zmq.MAXMSGSIZE, MESSAGE_LIMIT_BYTES),
+        (zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS),
+        (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
+        (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
+        (zmq.TCP_KEEPALIVE, 1),
+        (zmq.BACKLOG, 1024),
+    ):
+        router.setsockopt(option, value)
+
+
+def _prepare_folder(path: Path) -> None:
+    """Whoever can enter the folder of an ipc endpoint can speak as any peer."""
+    if len(os.fsencode(path)) > IPC_PATH_LIMIT:
+        raise InputError(f"{path} is longer than a socket's name may be ({IPC_PATH_LIMIT} bytes)")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = path.parent.stat()
+    except OSError as error:
+        raise InputError(f"the relay cannot use {path.parent}: {error.strerror}") from None
+    if folder.st_uid != os.getuid() or stat.S_IMODE(folder.st_mode) & 0o077:
+        raise InputError(f"others may enter {path.parent}: make it yours, with mode 700")
+
+
+def _announce(file: Path, endpoints: Sequence[str]) -> None:
+    # renamed, so that who waits for the file never reads half of it
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text("".join(f"{endpoint}\n" for endpoint in endpoints))
+    draft.rename(file)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m p2p.transport.relay", description="A relay.")
+    parser.add_argument("--bind", action="append", required=True, metavar="ENDPOINT")
+    parser.add_argument(
+        "--ready-file", type=Path, help="gets the endpoints, one a line, once bound"
+    )
+    parser.add_argument("--queue-bytes", type=int, default=QUEUE_BYTES, help="per destination")
+    options = parser.parse_args(arguments)
+    stopped, stop = socket.socketpair()
+    stop.setblocking(False)
+    # the byte written for a signal ends `serve`; the handler only has to exist for that
+    signal.set_wakeup_fd(stop.fileno())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        relay = Relay(options.bind, options.queue_bytes)
+    except MayflyError as error:
+        print(f"relay: {error}", file=sys.stderr)
+        return error.exit_code
+    try:
+        if options.ready_file is not None:
+            _announce(options.ready_file, relay.endpoints)
+        relay.serve(stopped)
+    finally:
+        relay.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
