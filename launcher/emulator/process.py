@@ -1,0 +1,116 @@
+"""Starting a sandbox's process and looking at its memory: the seam to the operating system.
+
+A kind of start is a function from a `Launch` to a `SandboxProcess`; `start_cold`, a fresh
+interpreter, is the one there is. What a process is for, and when it must die, is `sandbox.py`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from launcher.emulator.functions import Function
+
+REGION = "us-east-1"
+ACCOUNT = "000000000000"
+_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+"""All that a function sees of the emulator's own environment; the rest it must be given."""
+_PROGRAM = Path(__file__).with_name("function_process.py")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """All that a new process needs."""
+
+    handler: str
+    working_directory: str
+    environment: Mapping[str, str]
+    log: IO[bytes]
+    """Where stdout and stderr go; the caller keeps it open until the start is over."""
+
+
+class SandboxProcess(Protocol):
+    """A process that leads a session and process group of its own."""
+
+    @property
+    def pid(self) -> int: ...
+
+    async def wait(self) -> int:
+        """The exit status, negative for a signal, when the process has ended."""
+        ...
+
+
+Start = Callable[[Launch], Awaitable[SandboxProcess]]
+
+
+async def start_cold(launch: Launch) -> SandboxProcess:
+    """A fresh interpreter under AWS's runtime client. Raises OSError when there can be none.
+
+    Call it on the main thread: the kernel ties a child's life to the thread that made it.
+    """
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",  # this package's folder is no place for the function to import from
+        str(_PROGRAM),
+        str(os.getpid()),
+        launch.handler,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=launch.log,
+        stderr=launch.log,
+        cwd=launch.working_directory,
+        env=launch.environment,
+        start_new_session=True,
+    )
+
+
+def environment(function: Function, sandbox: str, host: str) -> dict[str, str]:
+    """What Lambda would set, and where to find this emulator at `host` (address:port).
+
+    The name of the log stream is the one thing that tells a function its sandbox, here and on
+    AWS; here it ends with the sandbox's id, and marks the process and its children (`mark`).
+    """
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {
+        **inherited,
+        "TZ": ":UTC",
+        # boto3 in the function finds the emulator by this; on AWS it is unset
+        "AWS_ENDPOINT_URL_LAMBDA": f"http://{host}",
+        **function.environment,
+        "AWS_LAMBDA_RUNTIME_API": f"{host}/{sandbox}",
+        "AWS_LAMBDA_FUNCTION_NAME": function.name,
+        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory_mb),
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{function.name}",
+        "AWS_LAMBDA_LOG_STREAM_NAME": os.fsdecode(mark(sandbox)),
+        "AWS_EXECUTION_ENV": f"AWS_Lambda_python{sys.version_info[0]}.{sys.version_info[1]}",
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ACCESS_KEY_ID": "emulator",
+        "AWS_SECRET_ACCESS_KEY": "emulator",
+        "AWS_SESSION_TOKEN": "emulator",
+        "LAMBDA_TASK_ROOT": function.working_directory,
+        "LAMBDA_RUNTIME_DIR": function.working_directory,
+        "_HANDLER": function.handler,
+    }
+
+
+def mark(sandbox: str) -> bytes:
+    """What the environment of a sandbox's processes contains; also of a prefix of its id."""
+    return b"mayfly/[$LATEST]" + sandbox.encode()
+
+
+def peak_memory_bytes(pid: int) -> int:
+    """The most that the process ever had resident; 0 when it is gone, or this is not Linux."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return 0
+    # ended and not yet waited for, it has a status without memory
+    _, found, rest = status.partition(b"VmHWM:")
+    return int(rest.split(maxsplit=1)[0]) * 1024 if found else 0
