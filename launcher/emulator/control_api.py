@@ -74,7 +74,7 @@ def _is_meant(sandbox: Sandbox, body: dict[str, Any]) -> bool:
     if "sandbox" in body:
         return bool(sandbox.name == body["sandbox"])
     event = sandbox.invocation.event if sandbox.invocation is not None else None
-    return isinstance(event, dict) and bool(event.get("slot") == body["slot"])
+    return isinstance(event, dict) and event.get("slot") == body["slot"]
 
 
 async def _object(request: web.Request) -> dict[str, Any]:

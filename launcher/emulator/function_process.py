@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
@@ -23,11 +24,29 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != int(parent):
         return  # the emulator died before its death could be felt
-    sys.path.insert(0, os.environ["LAMBDA_TASK_ROOT"])
-    from awslambdaric.__main__ import main as serve
+    serve(handler)
+
+
+def serve(handler: str) -> None:
+    """Does as `python -m awslambdaric HANDLER`; the environment says where the platform is."""
+    from awslambdaric import bootstrap
+    from awslambdaric.lambda_config import LambdaConfigProvider
+    from awslambdaric.lambda_runtime_client import LambdaRuntimeClient
 
     sys.argv = ["awslambdaric", handler]
-    serve(sys.argv)
+    sys.path.insert(0, os.environ["LAMBDA_TASK_ROOT"])
+    config = LambdaConfigProvider(sys.argv)
+    host, _, sandbox = config.api_address.partition("/")
+    client = LambdaRuntimeClient(host, config.use_thread_polling)
+    # its native half takes an address with a path, but this half, which tells of a failed
+    # initialisation, takes one without
+    call = client.call_rapid
+
+    def call_with_path(method: str, path: str, *rest: Any, **named: Any) -> None:
+        call(method, f"/{sandbox}{path}", *rest, **named)
+
+    client.call_rapid = call_with_path
+    bootstrap.run(config.handler, client)
 
 
 if __name__ == "__main__":

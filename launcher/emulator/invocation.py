@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -87,6 +88,12 @@ class History:
         self._records: deque[Ended] = deque(maxlen=HISTORY_LIMIT)
         self._count = 0
         self._grown = asyncio.Event()
+        self._closed = False
+
+    def close(self) -> None:
+        """Nobody waits from here on."""
+        self._closed = True
+        self._grown.set()
 
     @property
     def next_index(self) -> int:
@@ -101,9 +108,7 @@ class History:
 
     async def after(self, index: int, wait_s: float) -> list[dict[str, Any]]:
         """The records above `index`; if there are none, waits for one up to `wait_s` seconds."""
-        if self._count <= index and wait_s > 0:
-            try:
+        if self._count <= index and not self._closed:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._grown.wait(), wait_s)
-            except TimeoutError:
-                return []
         return [asdict(record) for record in self._records if record.index > index]

@@ -8,10 +8,10 @@ it saw it costs no attempt. A synchronous call is tried once.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,16 +24,16 @@ logger = logging.getLogger(__name__)
 
 
 class Throttled(Exception):
-    """No sandbox is free and no more may be made, or too many events wait."""
+    """No sandbox is free and no more may be made, too many events wait, or the end has come."""
 
 
 class Pool:
-    """Everything about one function that changes."""
+    """Everything about one function that changes. Its sandboxes take their ids from `names`."""
 
     def __init__(
         self,
         function: Function,
-        prefix: str,
+        names: Iterator[str],
         host: str,
         log_folder: Path,
         history: History,
@@ -41,7 +41,7 @@ class Pool:
     ) -> None:
         self.function = function
         self.sandboxes: dict[str, Sandbox] = {}
-        self._prefix = prefix
+        self._names = names
         self._host = host
         self._log_folder = log_folder
         self._history = history
@@ -51,11 +51,12 @@ class Pool:
         """The most recently used last: that one goes first, so that the others may expire."""
         self._retries: set[asyncio.TimerHandle] = set()
         self._lives: set[asyncio.Task[None]] = set()
-        self._ordinals = itertools.count(1)
         self._closed = False
 
     def submit(self, invocation: Invocation) -> None:
         """Takes an event. Raises Throttled; then nothing of it remains."""
+        if self._closed:
+            raise Throttled("the emulator is ending")
         if invocation.reply is None:
             if len(self._waiting) + len(self._retries) >= self.function.queue_limit:
                 raise Throttled(f"{self.function.queue_limit} events are waiting")
@@ -67,6 +68,9 @@ class Pool:
     async def close(self) -> None:
         """Drops the events, kills the sandboxes and waits for their end."""
         self._closed = True
+        for invocation in self._waiting:
+            if invocation.reply is not None:
+                invocation.reply.cancel()
         self._waiting.clear()
         for retry in self._retries:
             retry.cancel()
@@ -136,7 +140,7 @@ class Pool:
 
     def _begin(self, invocation: Invocation) -> None:
         sandbox = Sandbox(
-            f"{self._prefix}{next(self._ordinals):04d}",
+            next(self._names),
             self.function,
             invocation,
             self,

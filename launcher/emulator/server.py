@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -73,8 +74,9 @@ class Emulator:
         start: Start = start_cold,
     ) -> None:
         self.history = History()
+        names = (f"{nonce}-{ordinal:04d}" for ordinal in itertools.count(1))
         self._pools = {
-            name: Pool(function, f"{nonce}-", host, log_folder, self.history, start)
+            name: Pool(function, names, host, log_folder, self.history, start)
             for name, function in functions.items()
         }
         self._doubles_due = 0
@@ -118,6 +120,8 @@ class Emulator:
         return invocation.request_id
 
     async def close(self) -> None:
+        """Ends every sandbox; callers that wait are let go."""
+        self.history.close()
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
     def _submit_again(self, pool: Pool, invocation: Invocation) -> None:
