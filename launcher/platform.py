@@ -123,12 +123,13 @@ def _client(endpoint: str) -> LambdaClient:
 
 
 def _may_pass(error: BaseException) -> bool:
-    from botocore.exceptions import ClientError, HTTPClientError
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return error.response.get("Error", {}).get("Code") in _PASSING or status >= 500
-    return isinstance(error, HTTPClientError)
+    # refused or slow to connect, and whatever breaks later
+    return isinstance(error, ConnectionError | HTTPClientError)
 
 
 def _is_loopback(endpoint: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -14,6 +15,8 @@ from launcher.emulator.process import ACCOUNT, REGION
 
 if TYPE_CHECKING:
     from launcher.emulator.server import Emulator
+
+logger = logging.getLogger(__name__)
 
 EVENT_LIMIT_BYTES = 1 << 20
 """Of an asynchronous event, as on Lambda."""
@@ -73,6 +76,7 @@ def _too_large(pool: Pool) -> web.Response:
 
 
 def _error(status: int, kind: str, message: str) -> web.Response:
+    logger.info("refused: %s: %s", kind, message)
     headers = _headers() | {"x-amzn-ErrorType": kind}
     # Lambda writes 'Message' for some errors and 'message' for others; botocore reads either
     return web.json_response({"Type": "User", "Message": message}, status=status, headers=headers)
