@@ -27,9 +27,10 @@ import os, socket, sys
 
 def handle(event, context):
     if "pass_on" in event:
-        before = "boto3" in sys.modules
         from launcher.platform import Platform
-        Platform(context.function_name).invoke({"passed_on": event["pass_on"], "before": before})
+        successor = Platform(context.function_name)
+        loaded = "boto3" in sys.modules
+        successor.invoke({"passed_on": event["pass_on"], "loaded": loaded})
     if "port" in event:
         with socket.create_connection(("127.0.0.1", event["port"])) as connection:
             connection.recv(1)
@@ -103,7 +104,7 @@ def test_a_function_invokes_its_successor(emulator: Running) -> None:
     boto3 is loaded no earlier than needed."""
     Platform("plain", emulator.endpoint).invoke({"pass_on": "baton"})
     events = [record["event"] for record in emulator.ended(2)]
-    assert {"passed_on": "baton", "before": False} in events
+    assert {"passed_on": "baton", "loaded": False} in events
 
 
 def test_an_unknown_function_is_an_error_at_once(emulator: Running) -> None:
