@@ -102,6 +102,12 @@ class CheckpointDamaged(MayflyError):
     exit_code = 34
 
 
+class StorageUnavailable(Unavailable):
+    """The place that keeps the checkpoints cannot be read or written."""
+
+    exit_code = 35
+
+
 # --- the run itself came to an end: read the reason ----------------------------------------
 
 
