@@ -1,0 +1,297 @@
+"""What a shard adds to a step, and what a step does with the mean. Pure, bit for bit.
+
+`Algorithm` is the seam: the rest of the runtime knows a contribution as a flat float32 vector and
+nothing more. `GradientAveraging` is ordinary data-parallel training.
+
+Not here: the order in which contributions are summed (`collectives/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import default_collate
+from xxhash import xxh3_128
+
+from fault.errors import InvalidTask
+from p2p.flat import Entry, aligned_bytes
+from p2p.plan import Plan
+from p2p.seeding import NO_SHARD, same_arithmetic, seeded
+from p2p.state import TrainingState
+from p2p.task import Task
+
+Vector = npt.NDArray[np.float32]
+Progress = Callable[[], None]
+
+
+class Algorithm(Protocol):
+    length: int
+    """Elements of a contribution."""
+
+    def contribution(self, shard: int, on_progress: Progress) -> Vector:
+        """What the shard adds to the mean at the state's step; leaves the state untouched.
+
+        `on_progress` is called after each sample that was fetched and after each micro-batch.
+        """
+
+    def loss(self, mean: Vector) -> float:
+        """The step's loss, which may be no finite number; that is the caller's to judge."""
+
+    def apply(self, mean: Vector) -> None:
+        """Turns the state into that of the next step. `mean` is the sum of all contributions."""
+
+
+class GradientAveraging:
+    """A contribution is the gradient of the mean loss over the shard's samples, times n_v / n.
+
+    The vector has five parts, and the sum over the shards is the mean over the global batch:
+
+    - *gradients* of the trainable parameters, laid out as these are in the state's flat buffer;
+    - *float buffers* as the shard's forward passes left them, times n_v / n;
+    - *integer and boolean buffers*: those that the lowest shard with samples leaves behind, in
+      16-bit pieces, each a whole number that float32 holds exactly; zero from all other shards. So
+      they advance once per step, by what one shard's forward passes do to them;
+    - *marks*: n_v / n for each parameter that had a gradient and each float buffer that changed.
+      Without any, a parameter's gradient is missing and not zero, and a buffer keeps its bits;
+    - *loss*, times n_v / n.
+
+    A shard without samples contributes zeros.
+    """
+
+    def __init__(self, task: Task, state: TrainingState, plan: Plan) -> None:
+        self.task = task
+        self.state = state
+        self.plan = plan
+        flat = state.flat
+        if not flat.trainable:
+            raise InvalidTask("the model has no parameter that requires a gradient")
+        self._gradients = [_Part(e, e.start // 4, e.tensor.numel()) for e in flat.trainable]
+        end = self._gradients[-1].end
+        self._floats = []
+        for entry in flat.float_buffers:
+            self._floats.append(_Part(entry, end, entry.tensor.numel()))
+            end = self._floats[-1].end
+        self._integers = []
+        for entry in flat.integer_buffers:
+            self._integers.append(_Part(entry, end, -(-entry.size // 2)))
+            end = self._integers[-1].end
+        self._marks = end
+        self.length = end + len(self._gradients) + len(self._floats) + 1
+
+    def contribution(self, shard: int, on_progress: Progress) -> Vector:
+        """Raises InvalidTask for a task that cannot be computed exactly, and whatever the task
+        raises; the state is untouched even then.
+        """
+        return self._contribution(self.state.step, shard, on_progress)
+
+    def loss(self, mean: Vector) -> float:
+        return float(mean[-1])
+
+    def apply(self, mean: Vector) -> None:
+        if mean.shape != (self.length,) or mean.dtype != np.float32:
+            raise ValueError(f"a mean of {mean.shape} {mean.dtype}, expected {self.length} float32")
+        state, memory = self.state, self.state.flat.memory
+        gradient_marks, float_marks = self._split_marks(mean)
+        for part, mark in zip(self._floats, float_marks, strict=True):
+            if mark > 0:
+                part.in_memory(memory, np.float32)[:] = mean[part.start : part.end]
+        for part in self._integers:
+            part.in_memory(memory, np.uint16)[:] = mean[part.start : part.end]
+        # a copy, since an optimizer may change gradients in place and the mean is kept to be sent
+        gradients = aligned_bytes(4 * self._gradients[-1].end).view(np.float32)
+        gradients[:] = mean[: len(gradients)]
+        views = torch.from_numpy(gradients)
+        try:
+            for part, mark in zip(self._gradients, gradient_marks, strict=True):
+                part.entry.tensor.grad = part.view(views) if mark > 0 else None
+            with seeded(self.task.seed, state.step, NO_SHARD), torch.enable_grad():
+                state.optimizer.step()
+        finally:
+            self._drop_gradients()
+        if isinstance(state.scheduler, ReduceLROnPlateau):
+            state.scheduler.step(self.loss(mean))
+        elif state.scheduler is not None:
+            state.scheduler.step()
+        state.step += 1
+
+    def rehearse(self, on_progress: Progress) -> None:
+        """Computes the smallest micro-batch, and one contribution twice.
+
+        Raises InvalidTask when the model cannot compute so few samples at once, or when the
+        contributions differ; and whatever the task raises. Leaves the state untouched.
+        """
+        samples, step, shard = self.plan.smallest_micro_batch()
+        try:
+            self._contribution(step, shard, on_progress)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InvalidTask(
+                f"at step {step}, shard {shard} computes a batch of {samples}, too few for the "
+                "model's batch normalization; change batch_size, accumulate, the number of shards "
+                "or of samples"
+            ) from error
+        first, second = (self.contribution(0, on_progress) for _ in range(2))
+        different = np.flatnonzero(first.view(np.uint32) != second.view(np.uint32))
+        if different.size:
+            raise InvalidTask(
+                f"two computations of one contribution differ, first in {self.name(different[0])}: "
+                "the job keeps something between samples or batches besides parameters and "
+                "buffers, such as a generator or a counter of its own"
+            )
+
+    def name(self, place: int) -> str:
+        """What the element at this place of a contribution is, in words."""
+        for kind, parts in (
+            ("gradient of", self._gradients),
+            ("buffer", self._floats),
+            ("buffer", self._integers),
+        ):
+            for part in parts:
+                if part.start <= place < part.end:
+                    return f"the {kind} {part.entry.name!r}"
+        return "the loss" if place == self.length - 1 else "what has a gradient or changes"
+
+    def _contribution(self, step: int, shard: int, on_progress: Progress) -> Vector:
+        vector = np.zeros(self.length, dtype=np.float32)
+        if self.plan.shard_size(shard, step) == 0:
+            return vector
+        same_arithmetic()
+        flat = self.state.flat
+        flat.training_mode()
+        self._drop_gradients()
+        try:
+            with (
+                flat.untouched() as buffers,
+                seeded(self.task.seed, step, shard),
+                torch.enable_grad(),
+            ):
+                loss = self._backward(step, shard, on_progress)
+                flat.take_in_replaced_buffers()
+                self._write(vector, step, shard, loss, buffers)
+        finally:
+            self._drop_gradients()
+        return vector
+
+    def _backward(self, step: int, shard: int, on_progress: Progress) -> float:
+        """Leaves the gradient of the shard's mean loss in the parameters; the loss."""
+        task, size = self.task, self.plan.shard_size(shard, step)
+        total = 0.0
+        for indices in self.plan.micro_batches(shard, step):
+            if not indices:
+                continue
+            samples = []
+            for index in indices:
+                samples.append(_sample(task.dataset[index], index))
+                on_progress()
+            inputs, targets = default_collate(samples)
+            loss: object = task.loss(task.model(inputs), targets)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise InvalidTask(
+                    f"loss(output, target) returned {_described(loss)}, not a tensor with the mean "
+                    "over the batch as its one element"
+                )
+            share = len(indices) / size
+            # without accumulation exactly what an ordinary loop does
+            torch.autograd.backward(loss if share == 1.0 else loss * share)
+            total += float(loss.detach()) * share
+            on_progress()
+        return total
+
+    def _write(
+        self, vector: Vector, step: int, shard: int, loss: float, buffers: npt.NDArray[np.uint8]
+    ) -> None:
+        """Fills the vector; `buffers` are the bytes of the buffers before the forward pass."""
+        weight = self.plan.weight(shard, step)
+        memory = self.state.flat.memory
+        views = torch.from_numpy(vector)
+        gradient_marks, float_marks = self._split_marks(vector)
+        for place, part in enumerate(self._gradients):
+            gradient = part.entry.tensor.grad
+            if gradient is not None:
+                if gradient.layout != torch.strided:
+                    gradient = gradient.to_dense()
+                torch.mul(gradient.detach(), weight, out=part.view(views))
+                gradient_marks[place] = weight
+        before = len(memory) - len(buffers)
+        for place, part in enumerate(self._floats):
+            values = part.in_memory(memory, np.float32)
+            np.multiply(values, np.float32(weight), out=vector[part.start : part.end])
+            start = part.entry.start - before
+            if values.tobytes() != buffers[start : start + part.entry.size].tobytes():
+                float_marks[place] = weight
+        if shard == self.plan.first_shard(step):
+            for part in self._integers:
+                vector[part.start : part.end] = part.in_memory(memory, np.uint16)
+        vector[-1] = loss * weight
+
+    def _split_marks(self, vector: Vector) -> tuple[Vector, Vector]:
+        middle = self._marks + len(self._gradients)
+        return vector[self._marks : middle], vector[middle:-1]
+
+    def _drop_gradients(self) -> None:
+        for part in self._gradients:
+            part.entry.tensor.grad = None
+
+
+def probe(state: TrainingState, algorithm: Algorithm, on_progress: Progress = lambda: None) -> str:
+    """What this process makes of the task: equal among processes that compute the same bits.
+
+    The digest of the state, of shard 0's contribution to step 0, and of the state that applying
+    this contribution gives; the state is put back. Only for a state before its first step. It also
+    brings in what torch imports at the first optimizer step, which takes a second.
+    """
+    if state.step != 0:
+        raise ValueError(f"a probe is of the state before step 0, this one is at step {state.step}")
+    image = state.image()
+    probed = xxh3_128(image)
+    contribution = algorithm.contribution(0, on_progress)
+    probed.update(contribution.data)
+    algorithm.apply(contribution)
+    probed.update(state.digest().encode())
+    state.load(image)
+    return probed.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The elements of a contribution that stand for one tensor of the state."""
+
+    entry: Entry
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    def view(self, vector: Tensor) -> Tensor:
+        """The elements with the shape and the strides of the tensor."""
+        tensor = self.entry.tensor
+        return vector[self.start : self.end].as_strided(
+            tensor.size(), tensor.stride(), vector.storage_offset() + self.start
+        )
+
+    def in_memory(self, memory: npt.NDArray[np.uint8], dtype: type[np.generic]) -> Any:
+        """The tensor's bytes in the state; an odd last one goes with the zero that follows it."""
+        size = self.length * np.dtype(dtype).itemsize
+        return memory[self.entry.start : self.entry.start + size].view(dtype)
+
+
+def _sample(sample: Any, index: int) -> Any:
+    if not isinstance(sample, tuple | list) or len(sample) != 2:
+        raise InvalidTask(f"dataset[{index}] is {_described(sample)}, not a pair (input, target)")
+    return tuple(sample)
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"of type {type(value).__name__}"
