@@ -1,0 +1,29 @@
+# Each target sets up everything it needs in .venv first; `make PYTHON=python3.12` takes another one.
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.PHONY: test demo acceptance
+
+# Style, types, and every test that is not a long campaign.
+test: $(INSTALLED)
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest -n 2 --dist loadfile -m 'not acceptance'
+
+# Trains digits on four peers, kills one on the way, and compares with a run without a fault.
+demo: $(INSTALLED)
+	python examples/demo.py
+
+# Long matrices of faults on real processes, and a campaign of random schedules in the simulator.
+acceptance: $(INSTALLED)
+	pytest -m acceptance
+	python -m chaos simulate --seeds 5000
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,examples]'
+	touch $@
