@@ -56,9 +56,13 @@ def load_task(job: Path, settings: Mapping[str, str]) -> Task:
     module = types.ModuleType(MODULE_NAME)
     module.__file__ = str(job)
     sys.modules[MODULE_NAME] = module
+
+    def code() -> types.CodeType:
+        return compile(source, str(job), "exec", dont_inherit=True)
+
     with seeded(0, BEFORE_STEPS, NO_SHARD):
         # not through importlib: a cached .pyc is told from the source by a timestamp in seconds
-        _run(job, "the job file", lambda: exec(compile(source, str(job), "exec"), module.__dict__))
+        _run(job, "the job file", lambda: exec(code(), module.__dict__))
     function = getattr(module, "task", None)
     if not callable(function):
         raise NoTask(f"{job.name} defines no function task()")
@@ -89,6 +93,8 @@ def user_trace(error: BaseException, job: Path) -> str:
 
 
 def _is_users(filename: str, folder: Path) -> bool:
+    if filename.startswith("<"):  # frozen modules and the like, which are no files
+        return False
     path = Path(filename).resolve()
     ours = any(path.is_relative_to(_OUR_FOLDER / name) for name in OUR_NAMES)
     return path.is_relative_to(folder) and not ours and "site-packages" not in path.parts

@@ -25,7 +25,10 @@ from p2p.image import Part, TreeReader, TreeWriter, Unsupported, header, split
 from p2p.seeding import BEFORE_STEPS, NO_SHARD, seeded
 from p2p.task import Scheduler, Task
 
-_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
+_MALFORMED = (
+    *(ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError),
+    *(struct.error, RecursionError, AssertionError),
+)
 
 
 class TrainingState:
@@ -81,7 +84,7 @@ class TrainingState:
             self.optimizer.load_state_dict(optimizer_state)
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(scheduler_state)
-        except (*_MALFORMED, struct.error, RecursionError) as error:
+        except _MALFORMED as error:
             raise ValueError(f"these bytes are no state of this task: {error}") from error
         self.flat.memory[:] = np.frombuffer(body[:size], dtype=np.uint8)
         self.step = step
@@ -97,6 +100,28 @@ class TrainingState:
             name: tensor.detach().clone(memory_format=torch.contiguous_format)
             for name, tensor in self.model.state_dict().items()
         }
+
+    def evaluate(self, task: Task) -> dict[str, float]:
+        """What `task.evaluate` says of the model as it is now; empty without such a function.
+
+        It gets the model in evaluation mode, with the generators seeded for this step, and leaves
+        the state untouched. Raises InvalidTask when what it returns is no numbers by name, and
+        whatever it raises.
+        """
+        if task.evaluate is None:
+            return {}
+        try:
+            with self.flat.untouched(), seeded(task.seed, self.step, NO_SHARD), torch.no_grad():
+                self.model.eval()
+                metrics: object = task.evaluate(self.model)
+        finally:
+            self.flat.training_mode()
+        try:
+            return {str(name): float(value) for name, value in dict(metrics).items()}  # type: ignore[call-overload]
+        except (TypeError, ValueError):
+            raise InvalidTask(
+                "evaluate(model) returned something other than a mapping of names to numbers"
+            ) from None
 
     def _parts(self) -> list[Part]:
         """The image in pieces, tensors as views of their memory."""
