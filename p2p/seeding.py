@@ -28,8 +28,9 @@ BEFORE_STEPS = -1
 def seeded(seed: int, step: int, shard: int) -> Iterator[None]:
     """Inside, the generators start from SHA-256 of "seed,step,shard"; after it, as before it.
 
-    torch takes the first 8 bytes of the hash, less the highest bit, NumPy its eight 32-bit words,
-    and `random` all of it as one number; all little-endian.
+    torch takes the first 8 bytes of the hash, less the highest bit; NumPy the next 12, as three
+    32-bit words; `random` the last 12, as one number; all little-endian. NumPy and `random` are one
+    algorithm with one way to be seeded, so from the same bytes they would draw the same numbers.
     """
     drawn = sha256(f"{seed},{step},{shard}".encode()).digest()
     # torch.manual_seed would seed every accelerator too, and formats a stack to remember it
@@ -37,8 +38,8 @@ def seeded(seed: int, step: int, shard: int) -> Iterator[None]:
     states = generator.get_state(), np.random.get_state(legacy=False), random.getstate()
     try:
         generator.manual_seed(int.from_bytes(drawn[:8], "little") & ((1 << 63) - 1))
-        np.random.seed(np.frombuffer(drawn, dtype="<u4"))
-        random.seed(int.from_bytes(drawn, "little"))
+        np.random.seed(np.frombuffer(drawn[8:20], dtype="<u4"))
+        random.seed(int.from_bytes(drawn[20:], "little"))
         yield
     finally:
         generator.set_state(states[0])
