@@ -134,9 +134,11 @@ class TreeWriter:
         if not tensor.is_contiguous() and not is_dense(tensor):
             tensor = tensor.contiguous()
         self.table.append([name, list(tensor.size()), list(tensor.stride())])
+        if not tensor.numel():
+            return
         if tensor.is_contiguous() and tensor.dtype != torch.bfloat16:
             self.parts.append(tensor.numpy().data)
-        elif tensor.numel():
+        else:
             in_memory = tensor.as_strided((tensor.numel(),), (1,))
             self.parts.append(in_memory.view(torch.uint8).numpy().data)
 

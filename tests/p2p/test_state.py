@@ -348,7 +348,7 @@ def test_damaged_images_are_refused() -> None:
         with pytest.raises(ValueError, match="no state of this task"):
             victim.state.load(image[:length])
     with pytest.raises(ValueError, match="no state of this task"):
-        victim.state.load(image + b"\x00")
+        victim.state.load(bytes(image) + b"\x00")
     tree_length = int.from_bytes(image[8:16], "little")
     refused = 0
     for _ in range(400):
