@@ -6,6 +6,8 @@ neither the process nor on what it computed before.
 
 Not covered: generators that a job makes for itself and keeps between samples, and sets of strings,
 whose order follows PYTHONHASHSEED. That variable acts when a process starts; the platform sets it.
+Nor other threads: the generators are the process's, so nothing that runs beside a computation may
+draw from them (a retry's jitter, for one, needs a generator of its own).
 """
 
 from __future__ import annotations
