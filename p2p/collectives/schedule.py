@@ -1,0 +1,103 @@
+"""What a collective is: for every chunk of the vector, one tree to sum along and one to spread.
+
+A schedule is a graph over the shards (*nodes*), fixed for a run. Its hops say which node sends
+which chunk to which node in which round, and whether the receiver adds what arrives or copies it.
+Since an addition's operands and their order are in the schedule, the sum's bits depend on nothing
+else: not on which peer plays which node, and not on how often a hop was made.
+
+A node adds its reduce hops in the order of their rounds, hands the result on once, and later
+copies the total and spreads it. `ring.py` and `butterfly.py` only generate schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from p2p.collectives.butterfly import butterfly_hops
+from p2p.collectives.hops import Hop
+from p2p.collectives.ring import ring_hops
+
+GENERATORS: dict[str, Callable[[int], tuple[int, list[Hop]]]] = {
+    "ring": ring_hops,
+    "butterfly": butterfly_hops,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one node does for one chunk; each hop is (round, the other node)."""
+
+    adds: tuple[tuple[int, int], ...]
+    """In this order the node adds what arrives to its own contribution."""
+    result: tuple[int, int] | None
+    """Where the sum goes; None at the chunk's owner, whose sum is the total."""
+    copy: tuple[int, int] | None
+    """Where the total comes from; None at the owner."""
+    spread: tuple[tuple[int, int], ...]
+    """Whom the node sends the total."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """`parts[chunk][node]`, for `nodes` shards and `chunks` equal shares of the vector."""
+
+    name: str
+    nodes: int
+    chunks: int
+    parts: tuple[tuple[Part, ...], ...]
+    reduce_rounds: int
+    """Rounds below this one carry sums to add, the others totals to copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The vector's elements from `start` to `stop`, which travel as one segment."""
+
+    chunk: int
+    start: int
+    stop: int
+
+
+@lru_cache(maxsize=32)
+def make_schedule(name: str, nodes: int) -> Schedule:
+    """The schedule of `ring` or `butterfly` over `nodes` shards, from 1 on."""
+    chunks, hops = GENERATORS[name](nodes)
+    by_round = sorted(hops, key=lambda hop: hop.round)
+    parts = []
+    for chunk in range(chunks):
+        mine = [hop for hop in by_round if hop.chunk == chunk]
+        parts.append(tuple([_part(node, mine) for node in range(nodes)]))
+    rounds = 1 + max((hop.round for hop in hops if hop.adds), default=-1)
+    return Schedule(name, nodes, chunks, tuple(parts), rounds)
+
+
+def _part(node: int, hops: list[Hop]) -> Part:
+    results = [(hop.round, hop.destination) for hop in hops if hop.adds and hop.source == node]
+    copies = [(hop.round, hop.source) for hop in hops if not hop.adds and hop.destination == node]
+    return Part(
+        adds=tuple([(h.round, h.source) for h in hops if h.adds and h.destination == node]),
+        result=results[0] if results else None,
+        copy=copies[0] if copies else None,
+        spread=tuple([(h.round, h.destination) for h in hops if not h.adds and h.source == node]),
+    )
+
+
+@lru_cache(maxsize=32)
+def make_units(length: int, chunks: int, segment_bytes: int) -> tuple[Unit, ...]:
+    """Cuts `length` float32 elements into the chunks, and these into segments.
+
+    Segments of a chunk have even sizes, at most `segment_bytes`; a chunk without elements has none.
+    """
+    units: list[Unit] = []
+    limit = max(segment_bytes // 4, 1)
+    for chunk in range(chunks):
+        start, stop = chunk * length // chunks, (chunk + 1) * length // chunks
+        pieces = -(-(stop - start) // limit)
+        for piece in range(pieces):
+            size = stop - start
+            units.append(
+                Unit(chunk, start + piece * size // pieces, start + (piece + 1) * size // pieces)
+            )
+    return tuple(units)

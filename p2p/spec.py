@@ -1,0 +1,101 @@
+"""What a run is: fixed when it is created, recorded in the registry, read by every peer.
+
+A run is joined and resumed only by what fits its spec, versions included, since any of these could
+change a bit of the result. What may change while a run goes on (members, slots) is in the views.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from typing import Any, Literal, get_args
+
+from fault.errors import InputError, Refused
+from fault.records import Timing
+from p2p.transport.wire import VERSION as WIRE_VERSION
+
+Collective = Literal["ring", "butterfly"]
+COLLECTIVES: tuple[str, ...] = get_args(Collective)
+SHARDS_LIMIT = 64
+
+
+def mayfly_version() -> str:
+    return version("mayfly-train")
+
+
+def torch_version() -> str:
+    return version("torch")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """Paths are absolute. Sizes are bytes, times seconds."""
+
+    run: str
+    job: str
+    """The job file, which every function must be able to read."""
+    settings: tuple[tuple[str, str], ...]
+    """What `--set` gave: (name, value)."""
+    job_digest: str
+    """SHA-256 of the job file: a function that finds another one refuses to join."""
+    seed: int
+    shards: int
+    slots: int
+    """How many slots the run starts with; it can be scaled, the shards cannot."""
+    steps: int
+    samples: int
+    folder: str
+    relays: tuple[str, ...]
+    """ZeroMQ endpoints; every peer connects to all of them."""
+    checkpoints: str
+    """URL of the folder that takes the checkpoints."""
+    collective: Collective = "ring"
+    segment_bytes: int = 1 << 20
+    checkpoint_every: int = 50
+    keep_checkpoints: int = 2
+    function: str = "mayfly"
+    endpoint: str = ""
+    """Of the platform's Invoke API; empty for AWS."""
+    threads: int = 1
+    """Threads that a contribution computes with; more than one is not always deterministic."""
+    kills: tuple[tuple[int, int], ...] = ()
+    """(slot, step): the function in this slot kills itself there, once. For demonstrations."""
+    timing: Timing = field(default_factory=Timing)
+    torch: str = field(default_factory=torch_version)
+    mayfly: str = field(default_factory=mayfly_version)
+    wire: int = WIRE_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunSpec:
+        """Raises InputError for text that is no spec of this version of Mayfly."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            known = {each.name for each in fields(cls)}
+            if set(values) != known:
+                raise ValueError(f"fields {sorted(set(values) ^ known)}")
+            values["settings"] = tuple([(name, value) for name, value in values["settings"]])
+            values["relays"] = tuple(values["relays"])
+            values["kills"] = tuple([(slot, step) for slot, step in values["kills"]])
+            values["timing"] = Timing(**values["timing"])
+            return cls(**values)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"the run's spec was not written by this version of Mayfly: {error}"
+            ) from None
+
+    def check_versions(self) -> None:
+        """Raises Refused when this process could compute other bits than the run's."""
+        for name, theirs, ours in (
+            ("torch", self.torch, torch_version()),
+            ("Mayfly", self.mayfly, mayfly_version()),
+            ("the wire format", self.wire, WIRE_VERSION),
+        ):
+            if theirs != ours:
+                raise Refused(
+                    f"run {self.run} began with {name} {theirs}, this function has {ours}: "
+                    "deploy the version of the run"
+                )
