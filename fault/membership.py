@@ -71,7 +71,8 @@ class Membership:
         """Somebody computed from a different state of the same step."""
         self._detectors: dict[Peer, PhiAccrual] = {}
         self._accusing: dict[Peer, tuple[AccusationKind, float]] = {}
-        self._ready_heard: dict[Peer, float] = {}
+        self._ready_heard: dict[Peer, tuple[float, bool]] = {}
+        """When a candidate was last heard, and whether it held a state."""
         self._contact_since = float("inf")
         self._contact_life = ""
         self._no_evictions_until = 0.0
@@ -112,8 +113,9 @@ class Membership:
         if self.role == "candidate":
             self._memberless_since = float("inf")  # somebody answers over the relays
 
-    def on_ready(self, peer: Peer, now: float) -> None:
-        self._ready_heard[peer] = now
+    def on_ready(self, peer: Peer, step: int, now: float) -> None:
+        """A candidate is there; with a state of `step`, or -1 for none."""
+        self._ready_heard[peer] = (now, step >= 0)
 
     def on_view(self, view: View, now: float) -> None:
         """A member passed a view on."""
@@ -185,8 +187,11 @@ class Membership:
 
     def _enter(self, view: View, now: float) -> None:
         if self.me not in view.members:
-            if self.role == "member" or self._replaced_in(view):
-                self.leave("evicted" if self.role == "member" else "slot taken")
+            if self.role == "member":
+                handed_over = self.successor and self.successor in view.members
+                self.leave("handed over" if handed_over else "evicted")
+            elif self._replaced_in(view):
+                self.leave("slot taken")
             return
         self.role = "member"
         self.view = view
@@ -237,7 +242,7 @@ class Membership:
             )
         )
 
-    def _my_turn(self, wish: str, rank: int, now: float) -> bool:
+    def my_turn(self, wish: str, rank: int, now: float) -> bool:
         """True when this wish has stood for `rank` delays: the first in rank acts alone."""
         since = self._wish_since.setdefault(wish, now)
         return now - since >= rank * self.timing.rank_delay_s
@@ -271,7 +276,7 @@ class Membership:
         self._first_ready_at = min(self._first_ready_at, now)
         complete = len({slot_of(peer) for peer in ready}) >= snapshot.target_slots
         if complete or now - self._first_ready_at >= self.timing.boot_window_s:
-            if self._my_turn("first", ready.index(self.me), now):
+            if self.my_turn("first", ready.index(self.me), now):
                 self.out.append(self._proposal("first", snapshot, ready))
         else:
             self._unwish("first")
@@ -290,7 +295,7 @@ class Membership:
             return
         waiting = sorted((p for p in snapshot.ready if p in snapshot.leased), key=slot_of)
         rank = waiting.index(self.me) if self.me in waiting else len(waiting)
-        if self._my_turn("revive", rank, now):
+        if self.my_turn("revive", rank, now):
             gone = [Removal(peer, "lease") for peer in members]
             self.out.append(self._proposal("revive", snapshot, [self.me], gone))
 
@@ -320,7 +325,7 @@ class Membership:
     def _write_back(self, view: View, snapshot: Snapshot, now: float) -> None:
         """The registry is older than what the members know: tell it, as a new view."""
         self._no_evictions_until = now + self.timing.lease_ttl_s
-        if self._my_turn("restore", view.members.index(self.me), now):
+        if self.my_turn("restore", view.members.index(self.me), now):
             self._unwish("restore")
             self.out.append(
                 self._proposal("restore", snapshot, list(view.members), players=view.players)
@@ -355,7 +360,7 @@ class Membership:
                 and candidate in snapshot.leased
                 and candidate not in view.members
                 and candidate not in snapshot.departed
-                and now - self._ready_heard.get(candidate, -1e9) < timing.ready_ttl_s
+                and self._heard(candidate, now) == "with a state"
             ):
                 joining.append(candidate)
         scaled = snapshot.target_slots > 0 and snapshot.target_slots != view.slots
@@ -364,7 +369,7 @@ class Membership:
         if not (gone or joining or scaled):
             self._unwish("change")
             return
-        if self._my_turn("change", staying.index(self.me), now):
+        if self.my_turn("change", staying.index(self.me), now):
             self.out.append(self._proposal("change", snapshot, staying + joining, gone))
 
     def _grant_empty_slots(self, view: View, snapshot: Snapshot, now: float) -> None:
@@ -373,7 +378,7 @@ class Membership:
             wish = f"grant {slot}"
             if slot in taken or not self._open(snapshot.grants.get(slot), snapshot):
                 self._unwish(wish)
-            elif self._my_turn(wish, view.members.index(self.me), now):
+            elif self.my_turn(wish, view.members.index(self.me), now):
                 self._unwish(wish)
                 last = snapshot.grants.get(slot)
                 generation = (last.generation if last else 0) + 1
@@ -422,8 +427,14 @@ class Membership:
         grant = snapshot.grants.get(self.slot) if snapshot is not None else None
         if grant is None or not grant.claimant or grant.generation <= generation_of(self.me):
             return ""
-        heard = self._ready_heard.get(grant.claimant, -1e9)
-        return grant.claimant if now - heard < self.timing.ready_ttl_s else ""
+        return grant.claimant if self._heard(grant.claimant, now) else ""
+
+    def _heard(self, candidate: Peer, now: float) -> str:
+        """How a candidate was heard just now: "with a state", "without", or "" for not at all."""
+        at, has_state = self._ready_heard.get(candidate, (-1e9, False))
+        if now - at >= self.timing.ready_ttl_s:
+            return ""
+        return "with a state" if has_state else "without"
 
     def propose_swap(self, successor: Peer) -> None:
         """The successor acknowledged the state: put it into the view in this peer's place."""

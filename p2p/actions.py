@@ -1,0 +1,57 @@
+"""What the step cycle asks its driver to do, beside `fault.actions`; all answered with an event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fault.records import Peer
+from p2p.collectives.executor import Vector
+from p2p.messages import Message
+
+
+@dataclass(slots=True)
+class Send:
+    """Send this message; it may get lost."""
+
+    to: Peer
+    message: Message
+
+
+@dataclass(slots=True)
+class Compute:
+    """Compute a shard's contribution to the state's step; answer `on_contribution`."""
+
+    step: int
+    shard: int
+
+
+@dataclass(slots=True)
+class Apply:
+    """Turn the state into that of the next step; answer `on_applied`, or `on_not_finite`."""
+
+    step: int
+    mean: Vector
+
+
+@dataclass(slots=True)
+class TakeImage:
+    """Copy the state of this step, to be sent; answer `on_image`."""
+
+    step: int
+
+
+@dataclass(slots=True)
+class LoadState:
+    """Replace the state by this image; answer `on_loaded`, or `on_load_failed`."""
+
+    step: int
+    digest: str
+    image: bytearray
+
+
+@dataclass(slots=True)
+class WritePieces:
+    """Write these shards' pieces of the state of this step; answer `on_durable` when all are."""
+
+    step: int
+    shards: tuple[int, ...]

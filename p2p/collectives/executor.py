@@ -1,0 +1,219 @@
+"""Runs a schedule for the shards that one peer plays, segment by segment. Sans-I/O.
+
+One executor serves one step. It takes contributions and segments in any order, any number of times,
+and appends to `out` what is ready to be sent; who plays the destination, and whether that is this
+very peer, is asked of the view each time, so a view change loses nothing: what was added stays,
+what is new is computed, what moved is sent again.
+
+Every node keeps its partial sums until the step is done, so an ask can be answered at any time.
+A peer that plays k shards therefore holds k vectors and the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from p2p.collectives.schedule import Schedule, Unit
+
+Vector = npt.NDArray[np.float32]
+
+
+class Outgoing(NamedTuple):
+    """A segment that is ready: node `source` sends it to node `destination`."""
+
+    round: int
+    unit: int
+    source: int
+    destination: int
+
+
+class Missing(NamedTuple):
+    """A segment that a node of this peer waits for; node `source` sends it."""
+
+    round: int
+    unit: int
+    source: int
+    destination: int
+
+
+class Executor:
+    """The collective of one step. `length` is the number of float32 elements of a contribution."""
+
+    def __init__(self, schedule: Schedule, units: Sequence[Unit], length: int) -> None:
+        self.schedule = schedule
+        self.units = units
+        self.mean: Vector = np.empty(length, dtype=np.float32)
+        self.out: list[Outgoing] = []
+        self._nodes: set[int] = set()
+        self._sums: dict[int, Vector] = {}
+        self._added: dict[int, list[int]] = {}
+        """For each node and unit, how many of the schedule's adds are in the sum."""
+        self._parked: dict[tuple[int, int, int], Vector] = {}
+        """Segments that came before the contribution or an earlier add: (round, unit, node)."""
+        self._have_total = [False] * len(units)
+        self._totals_missing = len(units)
+
+    # --- what comes in ----------------------------------------------------------------------
+
+    def play(self, nodes: Collection[int]) -> None:
+        """This peer plays exactly these nodes from now on. Sums of former nodes are kept.
+
+        Afterwards `ready()` says what is to be sent in the new view; `out` starts empty.
+        """
+        if self._nodes == set(nodes):
+            return
+        self._nodes = set(nodes)
+        for node in self._nodes.intersection(self._sums):
+            for unit in range(len(self.units)):
+                self._advance(node, unit)
+        self.out.clear()
+
+    def needs(self, node: int) -> bool:
+        """Whether the node's contribution is still to be computed."""
+        return node not in self._sums and self._totals_missing > 0
+
+    def contribute(self, node: int, vector: Vector) -> None:
+        """The node's own contribution; the executor adds to it in place from here on."""
+        if node in self._sums:
+            return
+        self._sums[node] = vector
+        self._added[node] = [0] * len(self.units)
+        for unit in range(len(self.units)):
+            self._advance(node, unit)
+
+    def receive(self, round: int, unit: int, node: int, payload: bytes | memoryview) -> bool:
+        """A segment for `node` arrived. False when it does not fit or is of no use."""
+        if not (0 <= unit < len(self.units) and 0 <= node < self.schedule.nodes):
+            return False
+        if round >= self.schedule.reduce_rounds:
+            return self.receive_total(unit, payload)
+        part = self.schedule.parts[self.units[unit].chunk][node]
+        place = next((i for i, (r, _) in enumerate(part.adds) if r == round), None)
+        if place is None or self._have_total[unit] or not self._fits(unit, payload):
+            return False
+        added = self._added.get(node)
+        if (added is not None and place < added[unit]) or (round, unit, node) in self._parked:
+            return False
+        self._park(round, unit, node, np.frombuffer(payload, dtype=np.float32))
+        return True
+
+    def receive_total(self, unit: int, payload: bytes | memoryview) -> bool:
+        """A unit of the mean, from whichever peer has it."""
+        if not 0 <= unit < len(self.units) or self._have_total[unit]:
+            return False
+        if not self._fits(unit, payload):
+            return False
+        self._complete(unit, np.frombuffer(payload, dtype=np.float32))
+        return True
+
+    # --- what goes out ----------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        return self._totals_missing == 0
+
+    def payload(self, round: int, unit: int, node: int) -> Vector | None:
+        """The segment for `node` in `round`, if it is known here; a view that nothing changes."""
+        if not (0 <= unit < len(self.units) and 0 <= node < self.schedule.nodes):
+            return None
+        if round >= self.schedule.reduce_rounds:
+            return self.total(unit)
+        part = self.schedule.parts[self.units[unit].chunk][node]
+        source = next((source for r, source in part.adds if r == round), None)
+        return self._result(source, unit) if source is not None else None
+
+    def total(self, unit: int) -> Vector | None:
+        if not 0 <= unit < len(self.units) or not self._have_total[unit]:
+            return None
+        cut = self.units[unit]
+        return self.mean[cut.start : cut.stop]
+
+    def ready(self) -> list[Outgoing]:
+        """Everything that this peer's nodes have to send to others so far; for a changed view."""
+        found: list[Outgoing] = []
+        for unit, cut in enumerate(self.units):
+            for node in self._nodes:
+                part = self.schedule.parts[cut.chunk][node]
+                if self._have_total[unit]:
+                    found += [Outgoing(r, unit, node, to) for r, to in part.spread]
+                elif part.result is not None and self._result(node, unit) is not None:
+                    found.append(Outgoing(part.result[0], unit, node, part.result[1]))
+        return [each for each in found if each.destination not in self._nodes]
+
+    def missing(self) -> list[Missing]:
+        """What to ask for: the next segment that each unit of each node waits for."""
+        found: list[Missing] = []
+        for unit, cut in enumerate(self.units):
+            if self._have_total[unit]:
+                continue
+            for node in self._nodes:
+                part = self.schedule.parts[cut.chunk][node]
+                added = self._added[node][unit] if node in self._added else 0
+                waits = [
+                    (round, source)
+                    for round, source in part.adds[added:]
+                    if (round, unit, node) not in self._parked
+                ][:1]
+                if not waits and node in self._sums and part.copy is not None:
+                    waits = [part.copy]
+                found += [Missing(round, unit, source, node) for round, source in waits]
+        return [each for each in found if each.source not in self._nodes]
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _fits(self, unit: int, payload: bytes | memoryview) -> bool:
+        cut = self.units[unit]
+        return len(payload) == 4 * (cut.stop - cut.start)
+
+    def _park(self, round: int, unit: int, node: int, values: Vector) -> None:
+        self._parked[(round, unit, node)] = values
+        self._advance(node, unit)
+
+    def _advance(self, node: int, unit: int) -> None:
+        """Adds what can be added, and hands the sum on when it is whole."""
+        if node not in self._sums or self._have_total[unit]:
+            return
+        cut = self.units[unit]
+        part, added = self.schedule.parts[cut.chunk][node], self._added[node]
+        for round, source in part.adds[added[unit] :]:
+            values = self._parked.pop((round, unit, node), None)
+            if values is None and source in self._nodes:
+                values = self._result(source, unit)  # both ends are here
+            if values is None:
+                return
+            mine = self._sums[node][cut.start : cut.stop]
+            np.add(mine, values, out=mine)
+            added[unit] += 1
+        result = self._result(node, unit)
+        if result is None:
+            return
+        if part.result is None:
+            self._complete(unit, result)
+        elif part.result[1] in self._nodes:
+            self._advance(part.result[1], unit)
+        else:
+            self.out.append(Outgoing(part.result[0], unit, node, part.result[1]))
+
+    def _result(self, node: int, unit: int) -> Vector | None:
+        """The node's whole sum of the unit, or None while something is to be added."""
+        added = self._added.get(node)
+        if added is None:
+            return None
+        cut = self.units[unit]
+        if added[unit] < len(self.schedule.parts[cut.chunk][node].adds):
+            return None
+        return self._sums[node][cut.start : cut.stop]
+
+    def _complete(self, unit: int, total: Vector) -> None:
+        cut = self.units[unit]
+        self.mean[cut.start : cut.stop] = total
+        self._have_total[unit] = True
+        self._totals_missing -= 1
+        for node in self._nodes:
+            for round, destination in self.schedule.parts[cut.chunk][node].spread:
+                if destination not in self._nodes:
+                    self.out.append(Outgoing(round, unit, node, destination))

@@ -1,0 +1,295 @@
+"""The step cycle as a pure state machine: contributions, segments, asks, and the last mean.
+
+The state moves only forward. Nothing is ever restarted: a view change keeps contributions and sums,
+computes what was adopted and sends again what now goes to someone else. What is missing is asked
+for, and who does not answer is accused.
+
+Not here: who is in the view (`fault/membership.py`), whole states (`p2p/transfer.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fault.records import AccusationKind, Peer, Timing, View
+from p2p.actions import Apply, Compute, Send
+from p2p.collectives.executor import Executor, Vector
+from p2p.collectives.schedule import Schedule, Unit
+from p2p.messages import Ask, NotYet, Segment, Total, Want
+
+EARLY_LIMIT = 4096
+"""Segments of the next step that are kept while this one ends."""
+ASK_LIMIT = 256
+"""Segments asked for in one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the step cycle knows of a run. `length` is that of a contribution, in float32."""
+
+    shards: int
+    steps: int
+    schedule: Schedule
+    units: tuple[Unit, ...]
+    length: int
+
+
+class Steps:
+    """One peer's part in the steps. The core keeps `view` and the state's step up to date."""
+
+    def __init__(
+        self,
+        me: Peer,
+        shape: Shape,
+        timing: Timing,
+        out: list[object],
+        accuse: Callable[[Peer, AccusationKind, float], None],
+    ) -> None:
+        self.me = me
+        self.shape = shape
+        self.timing = timing
+        self.out = out
+        self._accuse = accuse
+        self.step = -1
+        self.digest = ""
+        self.view: View | None = None
+        self.shards: list[int] = []
+        self.stopped = False
+        """No further step is begun: the state is being handed over, or the run is over."""
+        self.computing = -1
+        self.progress = 0
+        """Grows while a contribution is being computed; the driver's."""
+        self.applying = False
+        self.disagreement = False
+        """A segment of this step was computed from another state."""
+        self.executor: Executor | None = None
+        self.last_mean: Vector | None = None
+        """The mean of the step before this one, for peers that are still at that."""
+        self.digest_before = ""
+        self.ahead: tuple[int, Peer] = (-1, "")
+        """The newest step that anyone was seen at, and who that was."""
+        self.moved_at = 0.0
+        """When something last came in that brought this step nearer to its end."""
+        self._sent: set[tuple[int, int, int, Peer]] = set()
+        self._early: list[Segment] = []
+        self._asked_at = 0.0
+        self._unanswered: dict[Peer, float] = {}
+        self._busy: dict[Peer, tuple[int, float]] = {}
+
+    # --- the course of a step ---------------------------------------------------------------
+
+    def enter(self, view: View, now: float) -> None:
+        """A new view. Timers about peers that stay are kept."""
+        before, self.view = self.view, view
+        self.shards = view.shards_of(self.me)
+        for timers in (self._unanswered, self._busy):
+            for peer in [p for p in timers if p not in view.members]:
+                del timers[peer]
+        if before is None or self.executor is None:
+            self.begin(now)
+            return
+        self.executor.play(self.shards)
+        self.executor.out.extend(self.executor.ready())
+        self._go_on(now)
+
+    def stand_at(self, step: int, digest: str, mean: Vector | None) -> None:
+        """The state is now of this step. `mean` is that of the step before, if it was applied."""
+        self.digest_before = self.digest
+        self.step, self.digest = step, digest
+        self.last_mean = mean
+        self.applying = self.disagreement = False
+        self.executor = None
+
+    def begin(self, now: float) -> None:
+        """Starts the step that the state is at, unless there is none to start."""
+        if (
+            self.view is None
+            or self.stopped
+            or self.executor is not None
+            or not 0 <= self.step < self.shape.steps
+        ):
+            return
+        shape = self.shape
+        self.executor = Executor(shape.schedule, shape.units, shape.length)
+        self.executor.play(self.shards)
+        self._sent.clear()
+        self._busy.clear()
+        self.moved_at = now
+        early, self._early = self._early, []
+        for segment in early:
+            if segment.step == self.step:
+                self._take(segment)
+        self._go_on(now)
+
+    def on_contribution(self, step: int, shard: int, vector: Vector, now: float) -> None:
+        if shard == self.computing:
+            self.computing = -1
+        if self.executor is not None and step == self.step:
+            self.executor.contribute(shard, vector)
+            self.moved_at = now
+            self._go_on(now)
+
+    def _go_on(self, now: float) -> None:
+        executor, view = self.executor, self.view
+        assert executor is not None and view is not None
+        for outgoing in executor.out:
+            total = outgoing.round >= self.shape.schedule.reduce_rounds
+            player = view.players[outgoing.destination]
+            key = (outgoing.round, outgoing.unit, outgoing.destination, player)
+            if total:  # a peer needs it once, whichever of its nodes it is for
+                key = (-1, outgoing.unit, -1, player)
+            if player != self.me and key not in self._sent:
+                self._sent.add(key)
+                self._send_segment(outgoing.round, outgoing.unit, outgoing.destination, player)
+        executor.out.clear()
+        if executor.complete:
+            if not self.applying:
+                self.applying = True
+                self.out.append(Apply(self.step, executor.mean))
+        elif self.computing < 0:
+            shard = next((shard for shard in self.shards if executor.needs(shard)), -1)
+            if shard >= 0:
+                self.computing = shard
+                self.out.append(Compute(self.step, shard))
+
+    def _send_segment(self, round: int, unit: int, destination: int, to: Peer) -> bool:
+        assert self.executor is not None and self.view is not None
+        values = self.executor.payload(round, unit, destination)
+        if values is None:
+            return False
+        payload = values.data.cast("B")
+        segment = Segment(
+            self.view.number, self.step, round, unit, destination, self.digest, payload
+        )
+        self.out.append(Send(to, segment))
+        return True
+
+    # --- what others send -------------------------------------------------------------------
+
+    def on_segment(self, source: Peer, segment: Segment, now: float) -> None:
+        self._answered(source)
+        if segment.step == self.step and self.executor is not None:
+            if self._take(segment):
+                self.moved_at = now
+                self._go_on(now)
+        elif segment.step >= self.step:
+            if segment.step > self.step:
+                self._see(source, segment.step)
+            if segment.step <= self.step + 1 and len(self._early) < EARLY_LIMIT:
+                self._early.append(segment)
+
+    def _take(self, segment: Segment) -> bool:
+        assert self.executor is not None
+        if segment.digest != self.digest:
+            self.disagreement = True
+            return False
+        return self.executor.receive(segment.round, segment.unit, segment.dst, segment.payload)
+
+    def on_total(self, source: Peer, total: Total, now: float) -> None:
+        self._answered(source)
+        if total.step != self.step or self.executor is None:
+            return
+        if total.digest != self.digest:
+            self.disagreement = True
+        elif self.executor.receive_total(total.unit, total.payload):
+            self.moved_at = now
+            self._go_on(now)
+
+    def on_ask(self, source: Peer, ask: Ask) -> None:
+        """Answers with the segments, or with "not yet"."""
+        items = [ask.items[i : i + 3] for i in range(0, len(ask.items) - 2, 3)]
+        executor = self.executor
+        if ask.step == self.step and executor is not None:
+            complete = True
+            for round, unit, destination in items:
+                if executor.total(unit) is not None:
+                    self._send_total(source, self.step, unit, executor.mean)
+                elif not self._send_segment(round, unit, destination, source):
+                    complete = False
+            if complete:
+                return
+        elif ask.step == self.step - 1 and self.last_mean is not None:
+            for unit in dict.fromkeys([unit for _, unit, _ in items]):
+                self._send_total(source, ask.step, unit, self.last_mean)
+            return
+        elif ask.step > self.step:
+            self._see(source, ask.step)
+        view = self.view.number if self.view is not None else -1
+        busy = self.computing >= 0 or self.applying
+        self.out.append(Send(source, NotYet(view, self.step, busy, self.progress)))
+
+    def on_want(self, source: Peer, want: Want) -> bool:
+        """Sends the last mean to a peer one step behind; False when it takes more than that."""
+        if want.step != self.step - 1 or self.last_mean is None:
+            return False
+        for unit in range(len(self.shape.units)):
+            self._send_total(source, want.step, unit, self.last_mean)
+        return True
+
+    def on_not_yet(self, source: Peer, answer: NotYet, now: float) -> None:
+        self._answered(source)
+        if answer.step > self.step:
+            self._see(source, answer.step)
+        known = self._busy.get(source)
+        if not answer.busy:
+            self._busy.pop(source, None)
+        elif known is None or known[0] != answer.progress:
+            self._busy[source] = (answer.progress, now)
+
+    def _send_total(self, to: Peer, step: int, unit: int, mean: Vector) -> None:
+        if 0 <= unit < len(self.shape.units):
+            cut = self.shape.units[unit]
+            payload = mean[cut.start : cut.stop].data.cast("B")
+            digest = self.digest if step == self.step else self.digest_before
+            self.out.append(Send(to, Total(step, unit, digest, payload)))
+
+    def _see(self, peer: Peer, step: int) -> None:
+        if step > self.ahead[0]:
+            self.ahead = (step, peer)
+
+    def _answered(self, peer: Peer) -> None:
+        self._unanswered.pop(peer, None)
+
+    # --- what is missing --------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> bool:
+        """Nothing to do here but to wait for others."""
+        executor = self.executor
+        return executor is not None and not executor.complete and self.computing < 0
+
+    def stalled(self, now: float) -> bool:
+        """No step finishes although all that this peer can do is done."""
+        return self.waiting and now - self.moved_at > self.timing.unanswered_s
+
+    def tick(self, now: float) -> None:
+        if not self.waiting:
+            self._unanswered.clear()
+            return
+        if now - max(self.moved_at, self._asked_at) >= self.timing.ask_s * 0.999:
+            self._asked_at = now
+            self._ask(now)
+        view, timing = self.view, self.timing
+        assert view is not None
+        for peer, since in self._unanswered.items():
+            if now - since > timing.unanswered_s:
+                self._accuse(peer, "unreachable", now)
+        for peer, (_, since) in self._busy.items():
+            if now - since > timing.patience_s * max(1, len(view.shards_of(peer))):
+                self._accuse(peer, "hung", now)
+
+    def _ask(self, now: float) -> None:
+        assert self.executor is not None and self.view is not None
+        items: dict[Peer, list[int]] = {}
+        for missing in self.executor.missing():
+            wanted = items.setdefault(self.view.players[missing.source], [])
+            if len(wanted) < 3 * ASK_LIMIT:
+                wanted += [missing.round, missing.unit, missing.destination]
+        for peer in [p for p in self._unanswered if p not in items]:
+            del self._unanswered[peer]
+        for peer in [p for p in self._busy if p not in items]:
+            del self._busy[peer]
+        for peer, wanted in items.items():
+            self._unanswered.setdefault(peer, now)
+            self.out.append(Send(peer, Ask(self.view.number, self.step, tuple(wanted))))
