@@ -1,0 +1,214 @@
+"""What a peer does in its computing thread: everything that touches torch, one job after another.
+
+A job is one of the core's actions; its answer goes back through `post`, as a call of one of the
+core's methods. Since jobs run in the order in which the core asked, an image is always of a state
+at a step boundary.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from checkpoint import AsyncWriter, Storage, Written, open_storage, read
+from fault import actions
+from fault.errors import Refused
+from fault.records import Outcome, Peer, slot_of
+from p2p.actions import Apply, Compute, LoadState, TakeImage, WritePieces
+from p2p.algorithm import GradientAveraging, probe
+from p2p.core import Core
+from p2p.final import write_final
+from p2p.job import job_digest, load_task, user_trace
+from p2p.plan import Plan
+from p2p.seeding import configure_determinism
+from p2p.spec import RunSpec
+from p2p.state import TrainingState
+
+Call = Callable[[Core, float], None]
+
+
+class Surroundings(Protocol):
+    """What the computer needs of the peer it belongs to. Called from several threads."""
+
+    def post(self, call: Call) -> None: ...
+    def stepped(self, step: int, loss: float) -> None: ...
+    def record_once(self, kind: str, key: str, fields: dict[str, object]) -> bool: ...
+    def checkpointed(self, step: int) -> None: ...
+    def finished(self, outcome: Outcome) -> None: ...
+    def warn(self, text: str) -> None: ...
+
+
+class Computer:
+    """The task, its state, and the thread that runs `work`."""
+
+    def __init__(self, me: Peer, spec: RunSpec, peer: Surroundings) -> None:
+        self.me = me
+        self.spec = spec
+        self.peer = peer
+        self.progress = 0
+        self.jobs: queue.SimpleQueue[object | None] = queue.SimpleQueue()
+        self._kills = {step for slot, step in spec.kills if slot == slot_of(me)}
+        self._storage: Storage = open_storage(spec.checkpoints)
+        self._writer = AsyncWriter(
+            self._storage, spec.shards, spec.keep_checkpoints, self._on_written
+        )
+        self._written: tuple[int, tuple[int, ...]] = (-1, ())
+
+    def build(self) -> str:
+        """Loads the task and computes the probe that tells whether this process fits the run.
+
+        Raises Refused for another job file than the run's, and all that `load_task` raises.
+        """
+        spec = self.spec
+        configure_determinism(spec.threads)
+        job = Path(spec.job)
+        if job_digest(job) != spec.job_digest:
+            raise Refused(f"{job} has changed since run {spec.run} was created")
+        self.task = load_task(job, dict(spec.settings))
+        task = self.task
+        self.plan = Plan(
+            len(task.dataset),
+            spec.shards,
+            task.batch_size,
+            steps=spec.steps,
+            accumulate=task.accumulate,
+            seed=task.seed,
+        )
+        self.state = TrainingState(task)
+        self.algorithm = GradientAveraging(task, self.state, self.plan)
+        probed = probe(self.state, self.algorithm, self._on_progress)
+        # what was built lives to the end; collecting it again and again would cost every step
+        gc.collect()
+        gc.freeze()
+        return probed
+
+    def work(self) -> None:
+        """Does jobs until there is a None."""
+        handlers: dict[type, Callable[[object], None]] = {
+            Compute: self._compute,
+            Apply: self._apply,
+            TakeImage: self._take_image,
+            LoadState: self._load_state,
+            actions.LoadCheckpoint: self._load_checkpoint,
+            WritePieces: self._write_pieces,
+            actions.Finish: self._finish,
+        }
+        while (job := self.jobs.get()) is not None:
+            try:
+                handlers[type(job)](job)
+            except MemoryError:
+                self.peer.post(lambda core, now: core.on_raised("out of memory"))
+            except Exception as error:  # the task's own, for the most part: others may do better
+                trace = user_trace(error, Path(self.spec.job))
+                if len(trace.splitlines()) < 3:
+                    trace = traceback.format_exc()
+                self.peer.post(lambda core, now, trace=trace: core.on_raised(trace))  # type: ignore[misc]
+
+    def close(self) -> None:
+        self._writer.close(5.0)
+
+    # --- jobs -------------------------------------------------------------------------------
+
+    def _on_progress(self) -> None:
+        self.progress += 1
+
+    def _compute(self, job: object) -> None:
+        assert isinstance(job, Compute)
+        self._on_progress()
+        if job.step != self.state.step:
+            return  # a newer state came in between
+        if job.step in self._kills:
+            self._kill_once(job.step)
+        vector = self.algorithm.contribution(job.shard, self._on_progress)
+        step, shard = job.step, job.shard
+        self.peer.post(lambda core, now: core.on_contribution(step, shard, vector, now))
+
+    def _kill_once(self, step: int) -> None:
+        slot = slot_of(self.me)
+        self._kills.discard(step)
+        fields: dict[str, object] = {"slot": slot, "step": step, "peer": self.me}
+        if self.peer.record_once("killed", f"{slot}@{step}", fields):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _apply(self, job: object) -> None:
+        assert isinstance(job, Apply)
+        self._on_progress()
+        if job.step != self.state.step:
+            return
+        loss = self.algorithm.loss(job.mean)
+        if not np.isfinite(loss):
+            self.peer.post(lambda core, now: core.on_not_finite(job.step, loss, now))
+            return
+        self.algorithm.apply(job.mean)
+        step, digest = self.state.step, self.state.digest()
+        self.peer.post(lambda core, now: core.on_applied(step, digest, now))
+        self.peer.stepped(step, loss)
+
+    def _take_image(self, job: object) -> None:
+        step, digest, image = self.state.step, self.state.digest(), self.state.image()
+        self.peer.post(lambda core, now: core.on_image(step, digest, image, now))
+
+    def _load_state(self, job: object) -> None:
+        assert isinstance(job, LoadState)
+        try:
+            self.state.load(job.image)
+            if (self.state.step, self.state.digest()) != (job.step, job.digest):
+                raise ValueError("another state than was announced")
+        except ValueError as error:
+            self.peer.warn(f"a state that was sent cannot be used: {error}")
+            self.peer.post(lambda core, now: core.on_load_failed())
+            return
+        self._post_loaded()
+
+    def _load_checkpoint(self, job: object) -> None:
+        restored = read(self._storage, lambda damage: self.peer.warn(str(damage)))
+        if restored is not None and restored.step > self.state.step:
+            self.state.load(restored.image)
+        self._post_loaded()
+
+    def _post_loaded(self) -> None:
+        step, digest = self.state.step, self.state.digest()
+        self.peer.post(lambda core, now: core.on_loaded(step, digest, now))
+
+    # --- checkpoints ------------------------------------------------------------------------
+
+    def _write_pieces(self, job: object) -> None:
+        assert isinstance(job, WritePieces)
+        if job.step != self.state.step:
+            return
+        if self._written == (job.step, job.shards):
+            # written: what is left is to see whether the others' pieces are there
+            self._writer.submit(job.step, self.state.digest(), b"", ())
+        elif self._writer.submit(job.step, self.state.digest(), self.state.image(), job.shards):
+            self._written = (job.step, job.shards)
+
+    def _on_written(self, written: Written) -> None:
+        """Called on the writer's thread."""
+        if written.error is not None:
+            self._written = (-1, ())
+            self.peer.warn(f"the checkpoint of step {written.step} failed: {written.error}")
+        if written.durable:
+            self.peer.checkpointed(written.step)
+            self.peer.post(lambda core, now: core.on_durable(written.step))
+
+    def _finish(self, job: object) -> None:
+        """The last step's checkpoint is durable: leave the weights and the metrics behind."""
+        assert isinstance(job, actions.Finish)
+        outcome = job.outcome
+        write_final(Path(self.spec.folder), self.state.named_tensors())
+        try:
+            metrics = self.state.evaluate(self.task)
+        except Exception as error:  # evaluation never decides over training
+            self.peer.warn(f"evaluate() raised: {user_trace(error, Path(self.spec.job))}")
+        else:
+            fields: dict[str, object] = {"step": outcome.step, "values": metrics}
+            self.peer.record_once("metrics", str(outcome.step), fields)
+        self.peer.finished(outcome)

@@ -1,0 +1,364 @@
+"""One invocation's life: claim the grant, join, take part in the steps, leave.
+
+Three threads share the work. The caller's thread computes (`computer.py`); one drives the core,
+with the link to the relays, so heartbeats never wait for a computation; one speaks with the
+registry (`registrar.py`). All decisions are the core's.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from fault import actions
+from fault.errors import MayflyError, Refused, RegistryUnavailable
+from fault.records import Contact, Outcome, Peer, Timing, peer_name
+from fault.registry import Registry
+from p2p.actions import Send
+from p2p.collectives.schedule import make_schedule, make_units
+from p2p.core import Core
+from p2p.messages import KINDS, Message, Segment, StatePart, Total, ViewIs
+from p2p.registrar import Registrar
+from p2p.spec import RunSpec
+from p2p.steps import Shape
+from p2p.transport.link import ControlAndBulk
+from p2p.transport.wire import Malformed, WireFormat
+
+BULK = (Segment, Total, StatePart)
+BATCH_MESSAGES = 64
+"""Taken in at once before the core's actions are carried out."""
+CLAIM_SECONDS = 10.0
+FAREWELL_SECONDS = 3.0
+BOOT_REGISTRY_TIMEOUT_S = 2.0
+
+Call = Callable[[Core, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What a function was started with. `deadline` is in seconds of `time.monotonic`."""
+
+    run: str
+    slot: int
+    generation: int
+    token: str
+    registry: str
+    folder: str
+    predecessor: str = ""
+    deadline: float = float("inf")
+    start: str = "cold"
+    """cold, warm or restored."""
+
+    def another(self, slot: int, generation: int, token: str, predecessor: Peer) -> dict[str, Any]:
+        """The event for another function of the same run."""
+        return event_payload(
+            self.run, slot, generation, token, self.registry, self.folder, predecessor
+        )
+
+
+def event_payload(
+    run: str, slot: int, generation: int, token: str, registry: str, folder: str, predecessor: str
+) -> dict[str, Any]:
+    """The event that starts a function; the handler reads the same names."""
+    return {
+        "run": run,
+        "slot": slot,
+        "generation": generation,
+        "token": token,
+        "registry": registry,
+        "folder": folder,
+        "predecessor": predecessor,
+    }
+
+
+def live(invocation: Invocation, invoke: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Lives one invocation to its end; says how it ended.
+
+    `invoke` starts another function of the run with the event it is given. An event that was
+    delivered twice, or too late, finds its grant taken and ends at once.
+    """
+    me = peer_name(invocation.slot, invocation.generation, secrets.token_hex(4))
+    bare = Registry(invocation.registry, invocation.run, Timing(), BOOT_REGISTRY_TIMEOUT_S)
+    bare.wait_until_up(CLAIM_SECONDS)
+    text = bare.spec()
+    if not text:
+        return {"peer": me, "reason": f"there is no run {invocation.run}"}
+    spec = RunSpec.from_json(text)
+    bare.close()
+    registry = Registry(invocation.registry, invocation.run, spec.timing)
+    if not registry.claim(invocation.slot, invocation.generation, invocation.token, me):
+        registry.close()
+        return {"peer": me, "reason": "the grant is taken, replaced or expired"}
+    return _Peer(me, invocation, spec, text, registry, invoke).live()
+
+
+class _Peer:
+    """The threads of one invocation and what passes between them."""
+
+    def __init__(
+        self,
+        me: Peer,
+        invocation: Invocation,
+        spec: RunSpec,
+        spec_text: str,
+        registry: Registry,
+        invoke: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.me = me
+        self.invocation = invocation
+        self.spec = spec
+        self.core: Core | None = None
+        self._inbox: deque[Call] = deque()
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_reader, False)
+        os.set_blocking(self._wake_writer, False)
+        self._wire: WireFormat[Message] = WireFormat(KINDS)
+        self._registrar = Registrar(
+            me, registry, spec_text, spec.timing, self.post, invocation.another, invoke
+        )
+        self._exit: actions.Exit | None = None
+        self._finishing = False
+        self._left = threading.Event()
+        self._computer: Any = None
+        self._built = threading.Event()
+        self._progress_seen = (-1, 0.0)
+
+    # --- what other threads call ------------------------------------------------------------
+
+    def post(self, call: Call) -> None:
+        self._inbox.append(call)
+        try:
+            os.write(self._wake_writer, b"\0")
+        except BlockingIOError:
+            pass  # it is going to wake up anyway
+        except OSError:
+            if self._exit is None:
+                raise
+
+    def stepped(self, step: int, loss: float) -> None:
+        self._registrar.stepped(step, loss)
+
+    def checkpointed(self, step: int) -> None:
+        self._registrar.checkpointed(step)
+
+    def finished(self, outcome: Outcome) -> None:
+        self._registrar.finish(outcome)
+
+    def warn(self, text: str) -> None:
+        print(f"{self.me}: {text}", file=sys.stderr, flush=True)
+        self._registrar.event("warning", f"{self.me} {text[:200]}", {"text": text})
+
+    def record_once(self, kind: str, key: str, fields: Mapping[str, Any]) -> bool:
+        """Records an event now; False when another peer did so before, or the registry is away."""
+        registry = Registry(self.invocation.registry, self.spec.run, self.spec.timing)
+        try:
+            return registry.event(kind, key, fields)
+        except RegistryUnavailable:
+            return False
+        finally:
+            registry.close()
+
+    # --- the computing thread ---------------------------------------------------------------
+
+    def live(self) -> dict[str, Any]:
+        from p2p.computer import Computer
+
+        self._registrar.start()
+        start = {"peer": self.me, "start": self.invocation.start}
+        self._registrar.event("started", self.me, start)
+        driver = threading.Thread(target=self._drive, name="core", daemon=True)
+        cause = ""
+        self._computer = computer = Computer(self.me, self.spec, self)
+        keeping = threading.Thread(target=self._keep_the_lease, name="boot", daemon=True)
+        keeping.start()
+        try:
+            self.spec.check_versions()
+            probe = computer.build()
+            self._admit(probe)
+        except MayflyError as error:
+            return self._give_up(error)
+        self._length = computer.algorithm.length
+        self._built.set()
+        keeping.join()
+        driver.start()
+        computer.work()
+        cause = self._exit.cause if self._exit is not None else ""
+        reason = self._exit.reason if self._exit is not None else "?"
+        self._registrar.close(cause, FAREWELL_SECONDS)
+        computer.close()
+        self._left.set()
+        driver.join()
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
+        return {"peer": self.me, "reason": reason, "step": computer.state.step}
+
+    def _keep_the_lease(self) -> None:
+        """While the task is being built there is no core yet, only a claim to keep."""
+        while not self._built.wait(self.spec.timing.beat_s):
+            self._registrar.contact(Contact(self.me))
+            self._inbox.clear()
+        self._inbox.clear()
+
+    def _admit(self, probe: str) -> None:
+        registry = Registry(self.invocation.registry, self.spec.run, self.spec.timing)
+        registry.wait_until_up(CLAIM_SECONDS)
+        try:
+            expected = registry.admit_hardware(probe)
+        finally:
+            registry.close()
+        if expected != probe:
+            raise Refused(
+                f"{self.me} computes other bits than the run {self.spec.run}: its probe of the "
+                f"task is {probe}, the run's is {expected}; it runs on another kind of processor, "
+                "or the task is not deterministic"
+            )
+
+    def _give_up(self, error: MayflyError) -> dict[str, Any]:
+        """The task cannot be built here; the launcher counts such boots apart from deaths."""
+        self._built.set()
+        fields = {
+            "peer": self.me,
+            "error": type(error).__name__,
+            "reason": str(error),
+            "trace": getattr(error, "trace", ""),
+        }
+        self._registrar.event("boot_failed", self.me, fields)
+        self._registrar.close("", FAREWELL_SECONDS)
+        self._computer.close()
+        return {"peer": self.me, "reason": str(error)}
+
+    # --- the core's thread ------------------------------------------------------------------
+
+    def _drive(self) -> None:
+        try:
+            self._loop()
+        except BaseException:
+            # without its core a peer is nothing; dying at once is what the others can handle
+            traceback.print_exc()
+            sys.stderr.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _loop(self) -> None:
+        spec, timing = self.spec, self.spec.timing
+        schedule = make_schedule(spec.collective, spec.shards)
+        units = make_units(self._length, schedule.chunks, spec.segment_bytes)
+        shape = Shape(spec.shards, spec.steps, schedule, units, self._length)
+        core = self.core = Core(
+            self.me,
+            shape,
+            timing,
+            lambda: secrets.token_hex(8),
+            spec.checkpoint_every,
+            self.invocation.predecessor,
+            self.invocation.deadline,
+        )
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._link = ControlAndBulk(self.me.encode(), spec.relays, context)
+        poller = zmq.Poller()
+        for socket in self._link.sockets():
+            poller.register(socket, zmq.POLLIN)
+        poller.register(self._wake_reader, zmq.POLLIN)
+        core.begin(time.monotonic())
+        next_tick = time.monotonic()
+        while self._exit is None:
+            wait_ms = max(0, int((next_tick - time.monotonic()) * 1000) + 1)
+            poller.poll(wait_ms)
+            self._take_in(core)
+            now = time.monotonic()
+            if now >= next_tick:
+                next_tick = max(next_tick + timing.beat_s, now)
+                core.steps.progress = self._computer.progress
+                core.tick(now)
+                self._registrar.tell_steps(self._is_teller(core))
+                self._registrar.contact(core.contact(now))
+                self._watch_own_thread(core, now)
+            self._carry_out(core)
+        self._link.close()
+        context.destroy(linger=0)
+        self._computer.jobs.put(None)
+        # a thread that is deep in a computation ends it first; one that hangs is not waited for
+        if self._exit.blunt or not self._left.wait(timing.patience_s):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _is_teller(self, core: Core) -> bool:
+        view = core.membership.view
+        return view is not None and view.members[0] == self.me
+
+    def _take_in(self, core: Core) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._wake_reader, 4096)
+        while self._inbox:
+            self._inbox.popleft()(core, time.monotonic())
+            self._carry_out(core)
+        for _ in range(BATCH_MESSAGES):
+            received = self._link.receive()
+            if received is None:
+                return
+            source, frames = received
+            try:
+                message = self._wire.decode(frames)
+            except Malformed as error:
+                print(f"{self.me}: dropped a message of {source!r}: {error}", file=sys.stderr)
+                continue
+            core.on_message(source.decode("ascii", "replace"), message, time.monotonic())
+            self._carry_out(core)
+        self.post(lambda core, now: None)  # there is more: come back without waiting
+
+    def _carry_out(self, core: Core) -> None:
+        index = 0
+        while index < len(core.out):  # an action may bring about others
+            self._act(core, core.out[index])
+            index += 1
+        core.out.clear()
+
+    def _act(self, core: Core, action: object) -> None:
+        match action:
+            case Send():
+                self._send(action.to, action.message)
+            case actions.PushView():
+                for peer in action.to:
+                    self._send(peer, ViewIs(action.view))
+            case actions.Propose() | actions.GrantSlot():
+                self._registrar.decide(action)
+            case actions.ContactNow():
+                self._registrar.contact(core.contact(time.monotonic()))
+            case actions.Finish():
+                if action.outcome.state != "finished":
+                    self._registrar.finish(action.outcome)
+                elif not self._finishing:
+                    self._finishing = True
+                    self._computer.jobs.put(action)
+            case actions.Exit():
+                self._exit = self._exit or action
+            case _:
+                self._computer.jobs.put(action)
+
+    def _send(self, to: Peer, message: Message) -> None:
+        frames = self._wire.encode(message)
+        if isinstance(message, BULK):
+            self._link.send_bulk(to.encode(), frames)
+        else:
+            self._link.send_control(to.encode(), frames)
+
+    def _watch_own_thread(self, core: Core, now: float) -> None:
+        """Ends this process when its computing thread stands still for longer than anyone waits."""
+        progress = self._computer.progress
+        busy = core.steps.computing >= 0 or core.steps.applying
+        if progress != self._progress_seen[0] or not busy:
+            self._progress_seen = (progress, now)
+        elif now - self._progress_seen[1] > 2 * self.spec.timing.patience_s:
+            print(f"{self.me}: no progress, the watchdog ends this process", file=sys.stderr)
+            sys.stderr.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
