@@ -106,11 +106,21 @@ class Computer:
                 handlers[type(job)](job)
             except MemoryError:
                 self.peer.post(lambda core, now: core.on_raised("out of memory"))
-            except Exception as error:  # the task's own, for the most part: others may do better
-                trace = user_trace(error, Path(self.spec.job))
-                if len(trace.splitlines()) < 3:
-                    trace = traceback.format_exc()
-                self.peer.post(lambda core, now, trace=trace: core.on_raised(trace))  # type: ignore[misc]
+            except Exception as error:  # the task's own, for the most part
+                self._on_raised(job, error)
+
+    def _on_raised(self, job: object, error: Exception) -> None:
+        trace = user_trace(error, Path(self.spec.job))
+        if "  File " not in trace:  # none of it is of the user's own files
+            trace = traceback.format_exc()
+        if not isinstance(job, Apply):
+            self.peer.post(lambda core, now: core.on_raised(trace))  # others may do better
+            return
+        # every peer applies the same mean to the same state, so every peer would raise the same
+        summary = traceback.format_exception_only(error)[-1].strip()
+        reason = f"the optimizer or scheduler raised at step {job.step}: {summary}"
+        outcome = Outcome("failed", job.step, "", "RunFailed", reason, trace)
+        self.peer.post(lambda core, now: core.fail(outcome, now))
 
     def close(self) -> None:
         self._writer.close(5.0)
