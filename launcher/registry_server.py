@@ -13,7 +13,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -22,21 +21,11 @@ import redis
 import tenacity
 
 from fault.errors import InputError, RegistryUnavailable
+from launcher.child import bound_command
 
 SOCKET_NAME = "registry.sock"
 SOCKET_PATH_LIMIT = 103
 """Bytes in the path of a Unix socket: 107 on Linux, 103 on macOS."""
-
-# Runs in the child: bind its life to that of its parent, then become the server. A preexec_fn
-# would do the same between fork and exec, where a process with threads may hang.
-_BIND_AND_BECOME = """
-import ctypes, os, sys
-parent, *command = sys.argv[1:]
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() == int(parent):
-    os.execv(command[0], command)
-"""
 
 
 def server_binary() -> str:
@@ -173,7 +162,7 @@ class RegistryServer:
     def _keep(self, command: list[str], started: threading.Event) -> None:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BIND_AND_BECOME, str(os.getpid()), *command],
+                bound_command(command),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -1,0 +1,236 @@
+"""`p2p-launch`: the command. It parses, calls `launcher.run`, and turns errors into one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fault.errors import InputError, MayflyError, RegistryUnavailable, RunStopped
+from fault.records import Timing
+from fault.registry import Registry
+from launcher import run as runs
+from launcher.home import Home, RunFolder
+from launcher.progress import Bar, Plain, Quiet
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Trains a PyTorch model on peers that may die at any time, without changing a bit.",
+)
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="Where runs are kept; default $MAYFLY_HOME or ~/.mayfly."),
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON line on stdout.")]
+
+
+@app.command()
+def run(
+    job: Annotated[Path, typer.Argument(metavar="JOB.py", help="Defines task() -> p2p.Task.")],
+    peers: Annotated[int, typer.Option(help="Function peers to start with.")] = 4,
+    shards: Annotated[int, typer.Option(help="Parts of each step's work; default: peers.")] = 0,
+    collective: Annotated[str, typer.Option(help="ring or butterfly.")] = "ring",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="For task().")
+    ] = None,
+    kill: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SLOT@STEP", help="Kill this slot's function at this step."),
+    ] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds a function may live.")] = 900.0,
+    memory: Annotated[int, typer.Option(help="MB a function may use.")] = 3008,
+    registry: Annotated[str, typer.Option(help="redis://… to use instead of an own one.")] = "",
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    threads: Annotated[int, typer.Option(help="Threads per function; part of the result.")] = 1,
+    patience: Annotated[
+        float, typer.Option(help="Seconds without progress before a peer counts as hung.")
+    ] = Timing().patience_s,
+    home: HomeOption = None,
+    run_id: Annotated[str, typer.Option(help="A name for the run.")] = "",
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Run a job to its end."""
+    options = runs.Options(
+        job,
+        peers,
+        shards,
+        collective,
+        _settings(set_ or []),
+        tuple([_kill(each) for each in kill or []]),
+        time_limit,
+        memory,
+        registry,
+        checkpoint_every,
+        threads,
+        Timing(patience_s=patience),
+    )
+    folder = runs.create(Home(home), run_id or runs.new_run_id(job), options)
+    if not quiet:
+        print(f"run {folder.id} in {folder.path}", file=sys.stderr)
+    steps = int((folder.read(folder.plan) or {}).get("steps", 0))
+    display = Quiet(steps) if quiet else Bar(steps) if sys.stderr.isatty() else Plain(steps)
+    try:
+        with display:
+            summary = runs.follow(folder, display.show)
+    except KeyboardInterrupt:
+        print(f"stopping run {folder.id}", file=sys.stderr)
+        runs.stop(folder)
+        raise RunStopped(f"run {folder.id} was stopped") from None
+    if as_json:
+        print(json.dumps(summary), flush=True)
+    runs.check_ended_well(summary)
+    if not as_json and not quiet:
+        _tell(summary)
+
+
+@app.command()
+def status(run: RunArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Say how a run is doing."""
+    folder = Home(home).find(run)
+    found = _status(folder)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        if value not in ("", None):
+            print(f"{name:<12}{value if not isinstance(value, dict | list) else json.dumps(value)}")
+
+
+@app.command("list")
+def list_(home: HomeOption = None) -> None:
+    """List all runs, the oldest first."""
+    for folder in Home(home).runs():
+        summary = folder.read(folder.summary)
+        state = "running" if folder.alive() else summary["state"] if summary else "broken off"
+        print(f"{folder.id:<40} {state}")
+
+
+@app.command()
+def logs(
+    run: RunArgument,
+    slot: Annotated[int, typer.Option(help="Only what this slot's functions wrote.")] = -1,
+    home: HomeOption = None,
+) -> None:
+    """Print what a run's functions and processes wrote."""
+    folder = Home(home).find(run)
+    files = [*sorted(folder.function_logs.glob("*.log")), *sorted(folder.logs.glob("*.log"))]
+    for file in files:
+        # the runtime client separates a traceback's lines with \r and indents with U+00A0
+        text = file.read_text("utf-8", "replace").replace("\r", "\n").replace("\xa0", " ")
+        if slot >= 0 and f"{slot}." not in text:
+            continue
+        for line in text.splitlines():
+            print(f"{file.stem}: {line}")
+
+
+@app.command()
+def stop(run: RunArgument, home: HomeOption = None) -> None:
+    """Stop a run; returns when nothing of it is left running."""
+    folder = Home(home).find(run)
+    if not folder.alive():
+        raise InputError(f"run {run} is not alive")
+    runs.stop(folder)
+    print(f"run {run} was stopped", file=sys.stderr)
+
+
+@app.command()
+def rm(run: RunArgument, home: HomeOption = None) -> None:
+    """Remove a run's folder, with its checkpoints and weights."""
+    home_ = Home(home)
+    folder = home_.find(run)
+    plan = folder.read(folder.plan)
+    home_.remove(folder)
+    if plan is not None and plan["registry"]:
+        registry = Registry(plan["registry"], run, Timing(**plan["timing"]))
+        try:
+            registry.delete_run()
+        finally:
+            registry.close()
+
+
+def _settings(given: list[str]) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for each in given:
+        name, separator, value = each.partition("=")
+        if not separator or not name:
+            raise InputError(f"--set {each}: write it as NAME=VALUE")
+        settings[name] = value
+    return settings
+
+
+def _kill(given: str) -> tuple[int, int]:
+    slot, _, step = given.partition("@")
+    if not (slot.isdigit() and step.isdigit()):
+        raise InputError(f"--kill {given}: write it as SLOT@STEP, as in 2@60")
+    return int(slot), int(step)
+
+
+def _status(folder: RunFolder) -> dict[str, Any]:
+    plan = folder.read(folder.plan) or {}
+    ready = folder.read(folder.supervisor)
+    summary = folder.read(folder.summary)
+    found: dict[str, Any] = {"run": folder.id, "state": "broken off", "folder": str(folder.path)}
+    if summary is not None and not folder.alive():
+        return {**found, **summary}
+    if ready is None or not folder.alive():
+        return found
+    found |= {"state": "running", "total_steps": plan.get("steps", 0)}
+    registry = Registry(ready["registry"], folder.id, Timing(**plan["timing"]))
+    try:
+        snapshot = registry.read()
+    except RegistryUnavailable:
+        return {**found, "registry": "does not answer"}
+    finally:
+        registry.close()
+    view = snapshot.view
+    members = view.members if view is not None else ()
+    found["step"] = max([d.step for p, d in snapshot.doing.items() if p in members], default=0)
+    found["checkpoint"] = snapshot.checkpoint
+    found["view"] = view.number if view is not None else None
+    found["plays"] = {peer: view.shards_of(peer) for peer in members} if view is not None else {}
+    found["read_at"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return found
+
+
+def _tell(summary: dict[str, Any]) -> None:
+    invocations, stalls = summary["invocations"], summary["stall_ms"]["death"]
+    metrics = "".join(f"  {name} {value:.4f}" for name, value in summary["metrics"].items())
+    print(f"finished     {summary['steps']} steps in {summary['wall_s']:.1f} s{metrics}")
+    print(f"weights      {summary['folder']}/final.safetensors")
+    print(f"state        {summary['digest']}")
+    print(f"invocations  {invocations['total']}, {invocations['cold']} of them cold")
+    lost = f", stalls {', '.join(f'{stall:.0f} ms' for stall in stalls)}" if stalls else ""
+    print(f"deaths       {summary['deaths']}, steps lost 0{lost}", flush=True)
+
+
+def main() -> int:
+    """The entry point; returns the exit code."""
+    try:
+        app(standalone_mode=False)
+    except MayflyError as error:
+        trace = getattr(error, "trace", "")
+        if trace:
+            print(trace.rstrip(), file=sys.stderr)
+        print(f"p2p-launch: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except typer.Exit as ending:
+        return ending.exit_code
+    except KeyboardInterrupt:
+        return RunStopped.exit_code
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is None:
+            raise
+        print(f"p2p-launch: {usage()}; see 'p2p-launch --help'", file=sys.stderr)
+        return InputError.exit_code
+    return 0

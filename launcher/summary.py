@@ -1,0 +1,142 @@
+"""How a run went, out of the events it left behind. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import isfinite
+from statistics import median
+from typing import Any
+
+from fault.records import slot_of
+from fault.registry import Event
+
+DEATH_KINDS = frozenset({"silent", "lease", "hung", "unreachable", "corrupt"})
+
+
+@dataclass(slots=True)
+class Story:
+    """What the events say so far; feed them in order."""
+
+    created_at: float = 0.0
+    last_at: float = 0.0
+    step: int = 0
+    loss: float = float("nan")
+    times: dict[int, float] = field(default_factory=dict)
+    """When each step was reached, in the registry's seconds."""
+    starts: dict[str, str] = field(default_factory=dict)
+    deaths: list[tuple[str, str, float]] = field(default_factory=list)
+    """(peer, kind, when its removal was agreed on)"""
+    handovers: list[tuple[str, float]] = field(default_factory=list)
+    views: int = 0
+    view: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
+    kills: dict[str, float] = field(default_factory=dict)
+    """When peers were killed on request."""
+    _causes: dict[str, str] = field(default_factory=dict)
+
+    def take(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.last_at = event.time
+            handler = getattr(self, f"_on_{event.kind}", None)
+            if handler is not None:
+                handler(event)
+
+    def _on_created(self, event: Event) -> None:
+        self.created_at = event.time
+
+    def _on_started(self, event: Event) -> None:
+        self.starts[event.fields["peer"]] = event.fields["start"]
+
+    def _on_steps(self, event: Event) -> None:
+        for step, time, loss in event.fields["rows"]:
+            if step not in self.times:
+                self.times[step] = time
+            if step >= self.step:
+                self.step, self.loss = step, loss
+
+    def _on_view(self, event: Event) -> None:
+        self.views += 1
+        before = self.view.get("members", [])
+        self.view = event.fields
+        removed = dict(event.fields["removals"])
+        if event.fields["kind"] == "revive":
+            removed.update({peer: "lease" for peer in before if peer not in removed})
+        for peer, kind in removed.items():
+            if kind == "swap":
+                self.handovers.append((peer, event.time))
+            elif kind in DEATH_KINDS or (kind == "left" and self._causes.get(peer)):
+                self.deaths.append((peer, kind, self.kills.get(peer, event.time)))
+
+    def _on_left(self, event: Event) -> None:
+        self._causes[event.fields["peer"]] = event.fields["cause"]
+
+    def _on_killed(self, event: Event) -> None:
+        self.kills[event.fields["peer"]] = event.time
+
+    def _on_metrics(self, event: Event) -> None:
+        self.metrics = event.fields["values"]
+
+    def _on_outcome(self, event: Event) -> None:
+        self.outcome = event.fields
+
+    # --- figures ----------------------------------------------------------------------------
+
+    def step_seconds(self) -> float:
+        """The median time from one step to the next; NaN before there are two."""
+        reached = [self.times[step] for step in sorted(self.times)]
+        gaps = [after - before for before, after in itertools.pairwise(reached)]
+        return median(gaps) if gaps else float("nan")
+
+    def stall_ms(self, at: float) -> float | None:
+        """From the last step before `at` to the first after it, less the median step time."""
+        before = [time for time in self.times.values() if time <= at]
+        after = [time for time in self.times.values() if time > at]
+        if not before or not after:
+            return None
+        return round(max(0.0, min(after) - max(before) - self.step_seconds()) * 1000, 1)
+
+    def players(self) -> dict[int, list[int]]:
+        """The shards that each slot plays now."""
+        shards: dict[int, list[int]] = {}
+        for shard, peer in enumerate(self.view.get("players", [])):
+            shards.setdefault(slot_of(peer), []).append(shard)
+        return shards
+
+
+def summarize(story: Story, plan: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The one JSON object that `run --json` ends with."""
+    outcome = story.outcome
+    kinds = list(story.starts.values())
+    stalls = {
+        "handover": [story.stall_ms(at) for _, at in story.handovers],
+        "death": [story.stall_ms(at) for _, _, at in story.deaths],
+    }
+    finished = outcome.get("state") == "finished"
+    return {
+        "run": plan["run"],
+        "state": outcome.get("state", "unknown"),
+        "digest": outcome.get("digest", ""),
+        "steps": outcome["step"] if finished else story.step,
+        "shards": plan["shards"],
+        "samples": plan["samples"],
+        "loss": story.loss if isfinite(story.loss) else None,
+        "metrics": story.metrics,
+        "wall_s": round(story.last_at - story.created_at, 3),
+        "invocations": {
+            "total": len(kinds),
+            **{kind: kinds.count(kind) for kind in ("cold", "warm", "restored")},
+        },
+        "handovers": len(story.handovers),
+        "deaths": len(story.deaths),
+        "views": story.views,
+        "stall_ms": {
+            kind: [stall for stall in found if stall is not None] for kind, found in stalls.items()
+        },
+        "folder": folder,
+        "error": outcome.get("error", ""),
+        "reason": outcome.get("reason", ""),
+        "trace": outcome.get("trace", ""),
+    }
