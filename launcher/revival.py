@@ -48,7 +48,7 @@ class Revival:
             self._memberless_since = float("inf")
             return []
         self._memberless_since = min(self._memberless_since, now)
-        departed = all(peer in snapshot.departed for peer in members)
+        departed = bool(members) and all(peer in snapshot.departed for peer in members)
         if not departed and now - self._memberless_since < 3 * self.timing.lease_ttl_s:
             return []
         return open_slots(snapshot, self.timing)

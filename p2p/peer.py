@@ -173,16 +173,15 @@ class _Peer:
     # --- the computing thread ---------------------------------------------------------------
 
     def live(self) -> dict[str, Any]:
-        from p2p.computer import Computer
-
         self._registrar.start()
         start = {"peer": self.me, "start": self.invocation.start}
         self._registrar.event("started", self.me, start)
-        driver = threading.Thread(target=self._drive, name="core", daemon=True)
-        cause = ""
-        self._computer = computer = Computer(self.me, self.spec, self)
         keeping = threading.Thread(target=self._keep_the_lease, name="boot", daemon=True)
         keeping.start()
+        from p2p.computer import Computer  # brings in torch, which takes longer than a lease
+
+        driver = threading.Thread(target=self._drive, name="core", daemon=True)
+        self._computer = computer = Computer(self.me, self.spec, self)
         try:
             self.spec.check_versions()
             probe = computer.build()
