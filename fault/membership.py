@@ -91,6 +91,15 @@ class Membership:
         """The grant is claimed; from here on this process is a candidate."""
         self.began = self._last_tick = now
 
+    def began_memberless(self, since: float, life: str, now: float) -> None:
+        """While this process booted, the registry, all in one `life`, showed no member `since` then.
+
+        What is left to wait for is whether one answers over the relays.
+        """
+        heard_all_along = now - 2 * self.timing.lease_ttl_s + self.timing.unanswered_s
+        self._memberless_since = max(since, heard_all_along)
+        self._contact_life = life
+
     def on_beat(self, peer: Peer, view_number: int, now: float) -> None:
         detector = self._detectors.get(peer)
         if detector is not None:

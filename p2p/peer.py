@@ -24,7 +24,7 @@ import zmq
 
 from fault import actions
 from fault.errors import MayflyError, Refused, RegistryUnavailable
-from fault.records import Contact, Outcome, Peer, Timing, peer_name
+from fault.records import Contact, Outcome, Peer, Snapshot, Timing, peer_name
 from fault.registry import Registry
 from p2p.actions import Send
 from p2p.collectives.schedule import make_schedule, make_units
@@ -104,6 +104,27 @@ def live(invocation: Invocation, invoke: Callable[[dict[str, Any]], None]) -> di
     return _Peer(me, invocation, spec, text, registry, invoke).live()
 
 
+class _BootWatch:
+    """In the core's place while the task is being built: is there a member at all?"""
+
+    def __init__(self) -> None:
+        self.memberless_since = float("inf")
+        self.life = ""
+        self.out: list[object] = []
+
+    def on_snapshot(self, snapshot: Snapshot, now: float) -> None:
+        if snapshot.life != self.life:
+            self.life, self.memberless_since = snapshot.life, float("inf")
+        members = snapshot.view.members if snapshot.view is not None else ()
+        if not members or any(peer in snapshot.leased for peer in members):
+            self.memberless_since = float("inf")
+        else:
+            self.memberless_since = min(self.memberless_since, now)
+
+    def on_contact_failed(self, now: float) -> None:
+        self.memberless_since = float("inf")
+
+
 class _Peer:
     """The threads of one invocation and what passes between them."""
 
@@ -133,6 +154,7 @@ class _Peer:
         self._left = threading.Event()
         self._computer: Any = None
         self._built = threading.Event()
+        self._boot_watch = _BootWatch()
         self._progress_seen = (-1, 0.0)
 
     # --- what other threads call ------------------------------------------------------------
@@ -205,10 +227,11 @@ class _Peer:
 
     def _keep_the_lease(self) -> None:
         """While the task is being built there is no core yet, only a claim to keep."""
+        watch = self._boot_watch
         while not self._built.wait(self.spec.timing.beat_s):
             self._registrar.contact(Contact(self.me))
-            self._inbox.clear()
-        self._inbox.clear()
+            while self._inbox:
+                self._inbox.popleft()(watch, time.monotonic())  # type: ignore[arg-type]
 
     def _admit(self, probe: str) -> None:
         registry = Registry(self.invocation.registry, self.spec.run, self.spec.timing)
@@ -270,6 +293,8 @@ class _Peer:
             poller.register(socket, zmq.POLLIN)
         poller.register(self._wake_reader, zmq.POLLIN)
         core.begin(time.monotonic())
+        watch = self._boot_watch
+        core.membership.began_memberless(watch.memberless_since, watch.life, time.monotonic())
         next_tick = time.monotonic()
         while self._exit is None:
             wait_ms = max(0, int((next_tick - time.monotonic()) * 1000) + 1)
