@@ -92,7 +92,7 @@ class Membership:
         self.began = self._last_tick = now
 
     def began_memberless(self, since: float, life: str, now: float) -> None:
-        """While this process booted, the registry, all in one `life`, showed no member `since` then.
+        """While this process booted, the registry, in one `life`, showed no member since then.
 
         What is left to wait for is whether one answers over the relays.
         """

@@ -67,7 +67,8 @@ class Platform:
         body = json.dumps(payload).encode()
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
+            # no jitter: it would draw from the generator that a job's `random` seeds and uses
+            wait=tenacity.wait_exponential(multiplier=0.1, max=2.0),
             stop=tenacity.stop_after_delay(self.patience_seconds),
             reraise=True,
         )

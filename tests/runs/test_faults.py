@@ -68,7 +68,7 @@ SCENARIOS: dict[str, tuple[tuple[Fault, ...], tuple[str, ...]]] = {
     "the-first-twice": ((Kill(40, (0,)), Kill(250, (0,))), ()),
     **{f"pause-{slot}": ((Pause(50, slot),), ()) for slot in range(4)},
     "everyone": ((Kill(120, (0, 1, 2, 3)),), ()),
-    "time-limit": ((), ("--time-limit", "13", "--set", f"steps={STEPS}")),
+    "time-limit": ((), ("--time-limit", "13")),
     "one-peer": ((), ("--peers", "1")),
     "two-peers": ((Kill(50, (1,)),), ("--peers", "2")),
     "three-peers": ((Kill(50, (0,)),), ("--peers", "3")),
