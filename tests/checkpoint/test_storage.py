@@ -90,7 +90,6 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     """On a real full file system: StorageFull, the former object as it was, no remains."""
     program = f"""
 import sys
-sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from checkpoint.storage import LocalFolder
 from fault.errors import StorageFull

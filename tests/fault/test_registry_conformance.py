@@ -111,7 +111,8 @@ class Pair:
         removals = []
         members = []
         for peer in before:
-            if draw.random() < (0.3 if kind == "change" else 0.6):
+            departed = peer in self.ledger.departed
+            if draw.random() < (0.9 if departed else 0.3 if kind == "change" else 0.6):
                 removals.append(Removal(peer, self.removal(peer)))
             else:
                 members.append(peer)
@@ -147,7 +148,7 @@ class Pair:
         if not ledger.leased(peer, self.now):
             likely += ["lease"] * 4
         if peer in ledger.departed:
-            likely += ["left"] * 4
+            likely += ["left"] * 12
         accused = [kind for (_, whom), (kind, _) in ledger.accusations.items() if whom == peer]
         likely += accused * 3
         return self.random.choice(likely if self.random.random() < 0.9 else get_args(RemovalKind))
@@ -267,7 +268,7 @@ WEIGHTS = {
     Pair.claim: 16,
     Pair.wait: 14,
     Pair.read: 10,
-    Pair.leave: 4,
+    Pair.leave: 6,
     Pair.restore: 2,
     Pair.scale: 2,
     Pair.blame: 3,
