@@ -279,7 +279,8 @@ class Membership:
         if self.state_step < 0:
             self._load()
             return
-        ready = sorted(snapshot.ready, key=slot_of)
+        wanted = [peer for peer in snapshot.ready if slot_of(peer) < snapshot.target_slots]
+        ready = sorted(wanted, key=slot_of)
         if self.me not in ready:
             return
         self._first_ready_at = min(self._first_ready_at, now)

@@ -24,9 +24,10 @@ import zmq
 
 from fault import actions
 from fault.errors import MayflyError, Refused, RegistryUnavailable
-from fault.records import Contact, Outcome, Peer, Snapshot, Timing, peer_name
+from fault.records import Contact, Outcome, Peer, Timing, peer_name
 from fault.registry import Registry
 from p2p.actions import Send
+from p2p.boot import BootWatch
 from p2p.collectives.schedule import make_schedule, make_units
 from p2p.core import Core
 from p2p.messages import KINDS, Message, Segment, StatePart, Total, ViewIs
@@ -104,27 +105,6 @@ def live(invocation: Invocation, invoke: Callable[[dict[str, Any]], None]) -> di
     return _Peer(me, invocation, spec, text, registry, invoke).live()
 
 
-class _BootWatch:
-    """In the core's place while the task is being built: is there a member at all?"""
-
-    def __init__(self) -> None:
-        self.memberless_since = float("inf")
-        self.life = ""
-        self.out: list[object] = []
-
-    def on_snapshot(self, snapshot: Snapshot, now: float) -> None:
-        if snapshot.life != self.life:
-            self.life, self.memberless_since = snapshot.life, float("inf")
-        members = snapshot.view.members if snapshot.view is not None else ()
-        if not members or any(peer in snapshot.leased for peer in members):
-            self.memberless_since = float("inf")
-        else:
-            self.memberless_since = min(self.memberless_since, now)
-
-    def on_contact_failed(self, now: float) -> None:
-        self.memberless_since = float("inf")
-
-
 class _Peer:
     """The threads of one invocation and what passes between them."""
 
@@ -154,7 +134,7 @@ class _Peer:
         self._left = threading.Event()
         self._computer: Any = None
         self._built = threading.Event()
-        self._boot_watch = _BootWatch()
+        self._boot_watch = BootWatch()
         self._progress_seen = (-1, 0.0)
 
     # --- what other threads call ------------------------------------------------------------
