@@ -149,8 +149,7 @@ class SimulatedPeer:
         core.steps.progress = self._progress
         core.tick(now)
         self._contact = core.contact(now)
-        busy = core.steps.computing >= 0 or core.steps.applying
-        if not busy:
+        if not self._working:
             self._moved_at = now
         elif now - self._moved_at > 2 * self.world.timing.patience_s:
             self.die("was ended by its watchdog")

@@ -26,10 +26,12 @@ def removals(
             silent.setdefault(accusation.accused, set()).add(accusation.accuser)
         elif accusation.kind in ("hung", "corrupt") and accusation.accused in view.members:
             found[accusation.accused] = Removal(accusation.accused, accusation.kind)
+    # while nobody holds a slot that is to stay, the others must carry the state on
+    heirs = any(slot_of(peer) < snapshot.target_slots for peer in view.members)
     for peer in view.members:
         if peer == me:
             continue
-        if slot_of(peer) >= snapshot.target_slots > 0:
+        if heirs and slot_of(peer) >= snapshot.target_slots:
             found[peer] = Removal(peer, "scaled")
         elif peer in snapshot.departed:
             found[peer] = Removal(peer, "left")

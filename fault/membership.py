@@ -231,7 +231,7 @@ class Membership:
         old = snapshot.view
         mine = self.view.number if self.view is not None else -1
         number = max(mine, snapshot.highest_view, old.number if old else -1) + 1
-        slots = snapshot.target_slots or (self.view.slots if self.view else 1)
+        slots = self._slots_for(members, snapshot)
         members = sorted(members, key=slot_of)
         view = View(
             number,
@@ -250,6 +250,11 @@ class Membership:
                 tuple(gone or ()),
             )
         )
+
+    def _slots_for(self, members: list[Peer], snapshot: Snapshot) -> int:
+        """N of a view: what is wished for, or more while a member above that has to stay."""
+        wished = snapshot.target_slots or (self.view.slots if self.view else 1)
+        return max(wished, *[slot_of(peer) + 1 for peer in members])
 
     def my_turn(self, wish: str, rank: int, now: float) -> bool:
         """True when this wish has stood for `rank` delays: the first in rank acts alone."""
@@ -373,8 +378,9 @@ class Membership:
                 and self._heard(candidate, now) == "with a state"
             ):
                 joining.append(candidate)
-        scaled = snapshot.target_slots > 0 and snapshot.target_slots != view.slots
-        if self.slot >= snapshot.target_slots > 0:
+        scaled = self._slots_for(staying + joining, snapshot) != view.slots
+        surplus = self.slot >= snapshot.target_slots > 0
+        if surplus and any(slot_of(peer) < snapshot.target_slots for peer in staying):
             return  # somebody who stays will propose it
         if not (gone or joining or scaled):
             self._unwish("change")

@@ -54,6 +54,9 @@ class Computer:
         self.spec = spec
         self.peer = peer
         self.progress = 0
+        """Grows while work goes on; stands still when the computing thread does."""
+        self.busy = False
+        """Whether the thread is doing something that should get on."""
         self.jobs: queue.SimpleQueue[object | None] = queue.SimpleQueue()
         self._kills = {step for slot, step in spec.kills if slot == slot_of(me)}
         self._storage: Storage = open_storage(spec.checkpoints)
@@ -102,12 +105,16 @@ class Computer:
             actions.Finish: self._finish,
         }
         while (job := self.jobs.get()) is not None:
+            # an evaluation may take its time, and another member can finish the run as well
+            self.busy = not isinstance(job, actions.Finish)
+            self.progress += 1
             try:
                 handlers[type(job)](job)
             except MemoryError:
                 self.peer.post(lambda core, now: core.on_raised("out of memory"))
             except Exception as error:  # the task's own, for the most part
                 self._on_raised(job, error)
+            self.busy = False
 
     def _on_raised(self, job: object, error: Exception) -> None:
         trace = user_trace(error, Path(self.spec.job))

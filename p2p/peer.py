@@ -287,7 +287,7 @@ class _Peer:
                 core.tick(now)
                 self._registrar.tell_steps(self._is_teller(core))
                 self._registrar.contact(core.contact(now))
-                self._watch_own_thread(core, now)
+                self._watch_own_thread(now)
             self._carry_out(core)
         self._link.close()
         context.destroy(linger=0)
@@ -356,10 +356,10 @@ class _Peer:
         else:
             self._link.send_control(to.encode(), frames)
 
-    def _watch_own_thread(self, core: Core, now: float) -> None:
+    def _watch_own_thread(self, now: float) -> None:
         """Ends this process when its computing thread stands still for longer than anyone waits."""
         progress = self._computer.progress
-        busy = core.steps.computing >= 0 or core.steps.applying
+        busy = self._computer.busy
         if progress != self._progress_seen[0] or not busy:
             self._progress_seen = (progress, now)
         elif now - self._progress_seen[1] > 2 * self.spec.timing.patience_s:
