@@ -114,6 +114,7 @@ class SimulatedPeer:
 
     def _resume(self) -> None:
         self.paused = False
+        self._moved_at = self.world.now  # as the real watchdog forgives what it did not see
         waiting, self._stood_still = self._stood_still, []
         for call, *arguments in waiting:
             self._happen(call, *arguments)

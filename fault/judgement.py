@@ -26,14 +26,10 @@ def removals(
             silent.setdefault(accusation.accused, set()).add(accusation.accuser)
         elif accusation.kind in ("hung", "corrupt") and accusation.accused in view.members:
             found[accusation.accused] = Removal(accusation.accused, accusation.kind)
-    # while nobody holds a slot that is to stay, the others must carry the state on
-    heirs = any(slot_of(peer) < snapshot.target_slots for peer in view.members)
     for peer in view.members:
         if peer == me:
             continue
-        if heirs and slot_of(peer) >= snapshot.target_slots:
-            found[peer] = Removal(peer, "scaled")
-        elif peer in snapshot.departed:
+        if peer in snapshot.departed:
             found[peer] = Removal(peer, "left")
         elif peer not in found:
             watchers = watchers_of(peer, view.members)
@@ -49,6 +45,12 @@ def removals(
                 ):
                     found[peer] = Removal(peer, "lease")
     found.pop(me, None)
+    staying = [peer for peer in view.members if peer not in found]
+    # while nobody holds a slot that is to stay, the others must carry the state on
+    if any(slot_of(peer) < snapshot.target_slots for peer in staying):
+        for peer in staying:
+            if slot_of(peer) >= snapshot.target_slots and peer != me:
+                found[peer] = Removal(peer, "scaled")
     if not found and stalled:
         scapegoat = highest_degree(view, snapshot)
         if scapegoat is not None and scapegoat != me:

@@ -136,6 +136,7 @@ class _Peer:
         self._built = threading.Event()
         self._boot_watch = BootWatch()
         self._progress_seen = (-1, 0.0)
+        self._watched_at = 0.0
 
     # --- what other threads call ------------------------------------------------------------
 
@@ -359,8 +360,10 @@ class _Peer:
     def _watch_own_thread(self, now: float) -> None:
         """Ends this process when its computing thread stands still for longer than anyone waits."""
         progress = self._computer.progress
-        busy = self._computer.busy
-        if progress != self._progress_seen[0] or not busy:
+        # a process that stood still as a whole is no sign of a thread that does
+        stopped = now - self._watched_at > 10 * self.spec.timing.beat_s
+        self._watched_at = now
+        if progress != self._progress_seen[0] or not self._computer.busy or stopped:
             self._progress_seen = (progress, now)
         elif now - self._progress_seen[1] > 2 * self.spec.timing.patience_s:
             print(f"{self.me}: no progress, the watchdog ends this process", file=sys.stderr)
