@@ -238,6 +238,8 @@ class Core:
         if ahead > steps.step and steps.computing < 0 and not steps.applying and idle:
             self._wanted_at = now
             self.transfer.want(peer, steps.step)
+            # should that peer not answer, whoever is heard next is asked
+            steps.ahead = (-1, "")
 
     # --- what happens at a step boundary ----------------------------------------------------
 

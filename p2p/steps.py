@@ -82,6 +82,8 @@ class Steps:
     def enter(self, view: View, now: float) -> None:
         """A new view. Timers about peers that stay are kept."""
         before, self.view = self.view, view
+        if self.ahead[1] not in view.members:
+            self.ahead = (-1, "")
         self.shards = view.shards_of(self.me)
         for timers in (self._unanswered, self._busy):
             for peer in [p for p in timers if p not in view.members]:
@@ -98,6 +100,7 @@ class Steps:
         self.digest_before = self.digest
         self.step, self.digest = step, digest
         self.last_mean = mean
+        self.computing = -1
         self.applying = self.disagreement = False
         self.executor = None
 
@@ -123,9 +126,11 @@ class Steps:
         self._go_on(now)
 
     def on_contribution(self, step: int, shard: int, vector: Vector, now: float) -> None:
+        if step != self.step:
+            return  # asked for before a newer state came
         if shard == self.computing:
             self.computing = -1
-        if self.executor is not None and step == self.step:
+        if self.executor is not None:
             self.executor.contribute(shard, vector)
             self.moved_at = now
             self._go_on(now)
