@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fault.records import View, slot_of
+from fault.records import Peer, View, generation_of, slot_of
 
 if TYPE_CHECKING:
     from chaos.simulated_peer import SimulatedPeer
@@ -27,6 +27,8 @@ class Invariants:
         self._highest = -1
         self._views = 0
         self._lost_at = -float("inf")
+        self._removed: set[Peer] = set()
+        self._claimed: set[tuple[int, int, str]] = set()
 
     def _demand(self, holds: bool, what: str) -> None:
         if not holds:
@@ -38,6 +40,8 @@ class Invariants:
     def registry_lost_something(self) -> None:
         self._highest = -1
         self._lost_at = self._world.now
+        self._removed.clear()
+        self._claimed.clear()
 
     def on_view(self, before: View | None) -> None:
         world = self._world
@@ -57,8 +61,11 @@ class Invariants:
             len(view.players) == world.schedule.shards and set(view.players) <= set(view.members),
             f"view {view.number} leaves a shard to nobody",
         )
+        self._demand(world.ledger.outcome is None, f"view {view.number} of a run that is over")
         old = before.members if before is not None else ()
+        self._removed.update(peer for peer in old if peer not in view.members)
         for peer in view.members:
+            self._demand(peer not in self._removed, f"{peer} comes back under its old identity")
             process = world.peers.get(peer)
             if process is not None and peer not in old:
                 self._demand(process.step >= 0, f"{peer} is admitted without a state")
@@ -94,6 +101,29 @@ class Invariants:
                 peer in view.members or not world.peers[peer].alive,
                 f"view {view.number} evicts {peer}, to which nothing happened",
             )
+
+    # --- processes --------------------------------------------------------------------------
+
+    def on_start(self, peer: Peer) -> None:
+        self._demand(peer not in self._world.peers, f"two processes with the name {peer}")
+
+    def on_claim(self, peer: SimulatedPeer, token: str) -> None:
+        """The registry gave the grant to this process."""
+        grant = (peer.slot, generation_of(peer.me), token)
+        self._demand(self._world.ledger.outcome is None, f"{peer.me} claims in a run that is over")
+        self._demand(grant not in self._claimed, f"{peer.me} claims what was claimed before")
+        self._claimed.add(grant)
+
+    def on_snapshot_read(self, peer: SimulatedPeer, view: View | None) -> None:
+        """A member that has just read of a view without itself is gone."""
+        membership = peer.core.membership
+        if view is None or peer.me in view.members or membership.role != "member":
+            return
+        mine = membership.view
+        self._demand(
+            mine is None or view.number < mine.number,
+            f"{peer.me} goes on although view {view.number} is without it",
+        )
 
     # --- states -----------------------------------------------------------------------------
 

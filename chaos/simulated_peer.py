@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from chaos.training import apply, digest_of
 from fault import actions
-from fault.records import Contact, Peer, slot_of
+from fault.ledger import Ledger
+from fault.records import Contact, Peer, generation_of, slot_of
 from p2p.actions import Apply, Compute, LoadState, Send, TakeImage, WritePieces
 from p2p.boot import BootWatch
 from p2p.core import Core
@@ -65,10 +66,15 @@ class SimulatedPeer:
     # --- life -------------------------------------------------------------------------------
 
     def claim(self, token: str, crashes: bool) -> None:
-        generation = int(self.me.split(".")[1])
+        def question(ledger: Ledger, now: float) -> bool:
+            taken = ledger.claim(self.slot, generation_of(self.me), token, self.me, now)
+            if taken:
+                self.world.invariants.on_claim(self, token)
+            return taken
+
         self.world.ask(
             self.slot,
-            lambda ledger, now: ledger.claim(self.slot, generation, token, self.me, now),
+            question,
             lambda taken: self._boot(crashes) if taken else self.die("found its grant taken"),
             lambda: self.die("could not claim"),
         )
@@ -194,6 +200,7 @@ class SimulatedPeer:
                 self.world.invoke(action.slot, action.generation, action.token, action.predecessor)
         self._lost_grants.clear()
         self.core.on_snapshot(snapshot, self.world.now)
+        self.world.invariants.on_snapshot_read(self, snapshot.view)
 
     def _decide(self, action: actions.Propose | actions.GrantSlot | actions.Finish) -> None:
         world = self.world

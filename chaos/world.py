@@ -233,6 +233,7 @@ class World:
         if self._boots_to_crash:
             self._boots_to_crash -= 1
             crashes = True
+        self.invariants.on_start(me)
         peer = SimulatedPeer(self, me, predecessor, self.schedule.time_limit_s)
         self.peers[me] = peer
         peer.claim(token, crashes)
