@@ -71,6 +71,11 @@ class RunFolder:
             draft.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
             draft.replace(file)
 
+    def remove_sockets(self) -> None:
+        """Servers that were killed leave theirs behind."""
+        for socket in self.path.glob("*.sock"):
+            socket.unlink(missing_ok=True)
+
     def alive(self) -> bool:
         """Whether the run has a supervisor; it holds the lock for as long as it lives."""
         try:

@@ -224,6 +224,7 @@ def main() -> int:
     except typer.Exit as ending:
         return ending.exit_code
     except KeyboardInterrupt:
+        print("p2p-launch: interrupted before the run began; nothing is left", file=sys.stderr)
         return RunStopped.exit_code
     except BrokenPipeError:
         return 1

@@ -83,3 +83,32 @@ class Boots:
             return None
         reason = f"{len(self._failed)} functions in a row ended before they joined: {self._reason}"
         return Outcome("failed", -1, "", self._error, reason, self._trace)
+
+
+@dataclass(slots=True)
+class MemoryDeaths:
+    """Counts the peers that ran out of memory since a new step was last reached.
+
+    The registry counts what peers died of by (shard, step), out of their last beat, which in a
+    fast job is that of an earlier step. The platform's word needs no such guess.
+    """
+
+    _peers: set[Peer] = field(default_factory=set)
+    _step: int = -1
+
+    def died(self, peer: Peer, step: int) -> None:
+        """`step` is the newest that any peer has reached."""
+        if step > self._step:
+            self._step = step
+            self._peers.clear()
+        self._peers.add(peer)
+
+    def verdict(self, slots: int, step: int) -> Outcome | None:
+        """How the run ends once every slot's peer, and two more, got no further."""
+        if step > self._step or len(self._peers) < slots + 2:
+            return None
+        reason = (
+            f"step {step} needs more memory than a function has: {len(self._peers)} peers in a row "
+            "ran out of it there; give them more with --memory, or play more shards"
+        )
+        return Outcome("failed", step, "", "OutOfMemory", reason)

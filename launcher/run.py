@@ -74,6 +74,7 @@ class Options:
                 self.shards >= self.peers,
                 f"--shards {self.shards} are too few for {self.peers} peers",
             ),
+            (self.timing.patience_s > 0, "--patience must be positive"),
             (self.time_limit_s > 0, f"--time-limit {self.time_limit_s}: must be positive"),
             (self.memory_mb >= 128, f"--memory {self.memory_mb}: 128 MB are the least"),
             (self.checkpoint_every >= 1, "--checkpoint-every must be 1 at least"),
@@ -111,6 +112,7 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
     try:
         plan = {
             "run": run,
+            "launcher": os.getpid(),
             "job": str(job),
             "slots": options.peers,
             "shards": options.shards,
@@ -285,6 +287,7 @@ def follow(folder: RunFolder, show: Show) -> dict[str, Any]:
         registry.close()
     summary = folder.read(folder.summary)
     if summary is None:
+        folder.remove_sockets()
         raise Unavailable(
             f"the supervisor of run {folder.id} is gone and the run has not ended; "
             f"its checkpoints are in {folder.checkpoints}"

@@ -29,6 +29,7 @@ from fault.errors import (
     PlatformUnavailable,
     RegistryUnavailable,
     StorageFull,
+    Unavailable,
 )
 from fault.records import Outcome, Snapshot, Timing
 from fault.registry import Event, Registry
@@ -38,13 +39,15 @@ from launcher.home import RunFolder
 from launcher.platform import Platform
 from launcher.preflight import report
 from launcher.registry_server import RegistryServer, short_folder
-from launcher.revival import Boots, Revival
+from launcher.revival import Boots, MemoryDeaths, Revival
 from launcher.summary import Story, summarize
+from p2p.core import verdict_on
 from p2p.peer import event_payload
 
 POLL_S = 0.25
 START_SECONDS = 20.0
-FAREWELL_SECONDS = 8.0
+FAREWELL_SECONDS = 2.0
+"""How long members have to leave once there is an outcome; who still boots is not waited for."""
 BLAME_SECONDS = 6.0
 """How long the platform's word on a death is repeated: the members may take a while to notice."""
 FREE_BYTES = 4 << 20
@@ -54,6 +57,10 @@ FUNCTION = "mayfly"
 
 # what the numerical libraries read when they are loaded; one thread is what is deterministic
 NUMERICS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Abandoned(Unavailable):
+    """The launcher is gone, and nobody else is going to create this run."""
 
 
 class Supervisor:
@@ -67,6 +74,7 @@ class Supervisor:
         self.plan: dict[str, Any] = plan
         self.timing = Timing(**plan["timing"])
         self.stopping = False
+        self._launcher: int = plan["launcher"]
         environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
         self.server = None if plan["registry"] else RegistryServer(folder.path)
         relay = short_folder(folder.path, len(RELAY_NAME)) / RELAY_NAME
@@ -85,6 +93,7 @@ class Supervisor:
         self.endpoint = ""
         self.revival = Revival(self.timing)
         self.boots = Boots()
+        self.memory_deaths = MemoryDeaths()
         self.story = Story()
         self._events: list[Event] = []
         self._last_event = "0-0"
@@ -97,6 +106,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Raises what keeps a part from starting."""
+        self._check_room()
         if self.server is not None:
             self.server.start()
         self._write_functions()
@@ -179,20 +189,29 @@ class Supervisor:
         self._registry = Registry(self.registry_url(), self.plan["run"], self.timing)
         while not self.stopping:
             time.sleep(POLL_S)
-            if shutil.disk_usage(self.folder.path).free < FREE_BYTES:
-                raise StorageFull(f"the disk under {self.folder.path} is full; the run stopped")
+            self._check_room()
             self._restart_what_died()
             try:
                 snapshot = self._registry.read()
                 self._read_events()
                 self._hear_the_platform()
                 self._keep_going(snapshot)
+                abandoned = not self.story.created_at and os.getppid() != self._launcher
+                if abandoned and not self._registry.spec():
+                    raise Abandoned(f"the launcher of run {self.folder.id} ended before it began")
             except RegistryUnavailable:
                 self.revival.outage()
                 continue
             if snapshot.outcome is not None:
                 return
         self._registry.finish(Outcome("stopped", self.story.step, "", "RunStopped", "on request"))
+
+    def _check_room(self) -> None:
+        if shutil.disk_usage(self.folder.path).free < FREE_BYTES:
+            raise StorageFull(
+                f"the disk under {self.folder.path} is full; the run stopped: make room, or use "
+                "--home"
+            )
 
     def _restart_what_died(self) -> None:
         changed = self.relay.ensure()
@@ -234,8 +253,10 @@ class Supervisor:
                 place = event.get("slot", -1), event.get("generation", -1)
                 if cause == "ok":
                     continue
-                self.boots.failed(f"{place[0]}.{place[1]}", ended.get("detail") or cause)
+                error = "OutOfMemory" if cause == "out of memory" else "BootFailed"
+                self.boots.failed(f"{place[0]}.{place[1]}", ended.get("detail") or cause, error)
                 if cause == "out of memory" and place in self._peers:
+                    self.memory_deaths.died(self._peers[place], self.story.step)
                     until = time.monotonic() + BLAME_SECONDS
                     self._blames[self._peers[place]] = (cause, until)
         for peer, (cause, until) in list(self._blames.items()):
@@ -247,7 +268,14 @@ class Supervisor:
         assert self._registry is not None
         members = snapshot.view.members if snapshot.view is not None else ()
         members_left = any(peer in snapshot.leased for peer in members)
-        verdict = self.boots.verdict(snapshot.target_slots, members_left)
+        # members would find the same, but there may be none left
+        convicted = next((each for each in snapshot.suspects if each.convicted), None)
+        verdict = (
+            verdict_on(convicted)
+            if convicted is not None
+            else self.memory_deaths.verdict(snapshot.target_slots, self.story.step)
+            or self.boots.verdict(snapshot.target_slots, members_left)
+        )
         if verdict is not None and snapshot.outcome is None and self._registry.spec():
             self._registry.finish(verdict)
             return
@@ -271,8 +299,8 @@ class Supervisor:
     def end(self, failure: MayflyError | None) -> None:
         """Lets the functions leave, keeps the history, stops everything."""
         if failure is None:
-            self._wait_for_functions()
             with contextlib.suppress(RegistryUnavailable):
+                self._wait_for_members()
                 self._read_events()
         self.emulator.stop()
         self.relay.stop()
@@ -283,20 +311,22 @@ class Supervisor:
         if failure is not None:
             kind = type(failure).__name__
             self.story.outcome = {"state": "failed", "error": kind, "reason": str(failure)}
+        if isinstance(failure, Abandoned):
+            shutil.rmtree(self.folder.path, ignore_errors=True)
+            return
         if self.story.created_at or failure is not None:
             self._keep_history()
         for left in (self.folder.supervisor, self.relay_ready, self.emulator_ready):
             left.unlink(missing_ok=True)
-        for name in ("registry.sock", RELAY_NAME):
-            (self.folder.path / name).unlink(missing_ok=True)
+        self.folder.remove_sockets()
 
-    def _wait_for_functions(self) -> None:
+    def _wait_for_members(self) -> None:
+        assert self._registry is not None
         until = time.monotonic() + FAREWELL_SECONDS
         while time.monotonic() < until:
-            try:
-                if all(s["state"] != "busy" for s in EmulatorClient(self.endpoint).sandboxes()):
-                    return
-            except PlatformUnavailable:
+            snapshot = self._registry.read()
+            members = snapshot.view.members if snapshot.view is not None else ()
+            if not any(peer in snapshot.leased for peer in members):
                 return
             time.sleep(0.05)
 

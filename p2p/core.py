@@ -82,7 +82,7 @@ class Core:
         membership.on_snapshot(snapshot, now)
         convicted = next((each for each in snapshot.suspects if each.convicted), None)
         if convicted is not None and snapshot.outcome is None:
-            self.fail(_verdict(convicted), now)
+            self.fail(verdict_on(convicted), now)
 
     def on_contact_failed(self, now: float) -> None:
         self.membership.on_contact_failed(now)
@@ -307,7 +307,8 @@ class Core:
             self.out.append(actions.Finish(Outcome("finished", steps.step, steps.digest)))
 
 
-def _verdict(suspect: Suspect) -> Outcome:
+def verdict_on(suspect: Suspect) -> Outcome:
+    """How a run ends whose (shard, step) is convicted."""
     cause = next((death.cause for death in suspect.deaths if death.cause), "")
     where = f"shard {suspect.shard} of step {suspect.step}"
     count = len(suspect.deaths)

@@ -198,7 +198,8 @@ class _Peer:
         computer.work()
         cause = self._exit.cause if self._exit is not None else ""
         reason = self._exit.reason if self._exit is not None else "?"
-        self._registrar.close(cause, FAREWELL_SECONDS)
+        last = self.core.contact(time.monotonic()) if self.core is not None and cause else None
+        self._registrar.close(cause, FAREWELL_SECONDS, last)
         computer.close()
         self._left.set()
         driver.join()

@@ -114,8 +114,14 @@ class Registrar:
     def stepped(self, step: int, loss: float) -> None:
         self.journal.add(step, time.time() + self.clock_ahead_s, loss)
 
-    def close(self, cause: str, seconds: float) -> None:
-        """Says goodbye, trying for a while, and ends the threads."""
+    def close(self, cause: str, seconds: float, last: Contact | None = None) -> None:
+        """Says goodbye, trying for a while, and ends the threads.
+
+        `last` says what this peer was at when it ended of `cause`: the word of the last beat may
+        be of an earlier step, and the registry keeps count of what peers end of.
+        """
+        with self._lock:
+            self._contact = last
         self._departure = (cause, time.monotonic() + seconds)
         self._wake.set()
         self._thread.join(seconds + 5.0)
@@ -144,7 +150,7 @@ class Registrar:
             self._carry_out(self._decisions.popleft())
         with self._lock:
             contact, self._contact = self._contact, None
-        if contact is not None and self._departure is None:
+        if contact is not None:
             snapshot = registry.contact(contact)
             self.clock_ahead_s = snapshot.now - time.time()
             self._find_lost_grants(snapshot)
