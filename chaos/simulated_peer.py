@@ -158,10 +158,12 @@ class SimulatedPeer:
         self._contact = core.contact(now)
         if not self._working:
             self._moved_at = now
-        elif now - self._moved_at > 2 * self.world.timing.patience_s:
-            self.die("was ended by its watchdog")
-            return
+        self._watch_own_thread()
         self._ask_next()
+
+    def _watch_own_thread(self) -> None:
+        if self.world.now - self._moved_at > 2 * self.world.timing.patience_s:
+            self.die("was ended by its watchdog")
 
     # --- the registry -----------------------------------------------------------------------
 

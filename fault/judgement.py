@@ -46,16 +46,23 @@ def removals(
                     found[peer] = Removal(peer, "lease")
     found.pop(me, None)
     staying = [peer for peer in view.members if peer not in found]
-    # while nobody holds a slot that is to stay, the others must carry the state on
-    if any(slot_of(peer) < snapshot.target_slots for peer in staying):
-        for peer in staying:
-            if slot_of(peer) >= snapshot.target_slots and peer != me:
-                found[peer] = Removal(peer, "scaled")
+    heirs = [peer for peer in staying if slot_of(peer) < snapshot.target_slots]
+    furthest = max([_step_of(peer, snapshot) for peer in heirs], default=-2)
+    for peer in staying:
+        # until somebody who stays has caught up, the others must carry the state on
+        surplus = slot_of(peer) >= snapshot.target_slots > 0 and peer != me
+        if surplus and furthest >= _step_of(peer, snapshot) - 1:
+            found[peer] = Removal(peer, "scaled")
     if not found and stalled:
         scapegoat = highest_degree(view, snapshot)
         if scapegoat is not None and scapegoat != me:
             found[scapegoat] = Removal(scapegoat, "unreachable")
     return [found[peer] for peer in view.members if peer in found]
+
+
+def _step_of(peer: Peer, snapshot: Snapshot) -> int:
+    doing = snapshot.doing.get(peer)
+    return doing.step if doing is not None else -1
 
 
 def highest_degree(view: View, snapshot: Snapshot) -> Peer | None:

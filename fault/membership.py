@@ -31,6 +31,9 @@ from fault.records import (
 Role = Literal["candidate", "member", "gone"]
 Action = object
 
+CUT_OFF_BEATS = 2.5
+"""Of several watched peers one is heard in every beat; none for so long, and the link is down."""
+
 
 class Membership:
     """One peer's part in who is who.
@@ -71,6 +74,9 @@ class Membership:
         """Somebody computed from a different state of the same step."""
         self._detectors: dict[Peer, PhiAccrual] = {}
         self._accusing: dict[Peer, tuple[AccusationKind, float]] = {}
+        self._cut_off = False
+        """Nobody at all was heard for a while, so it is this peer's own link that is in doubt."""
+        self._heard_at = 0.0
         self._ready_heard: dict[Peer, tuple[float, bool]] = {}
         """When a candidate was last heard, and whether it held a state."""
         self._contact_since = float("inf")
@@ -103,6 +109,11 @@ class Membership:
     def on_beat(self, peer: Peer, view_number: int, now: float) -> None:
         detector = self._detectors.get(peer)
         if detector is not None:
+            self._heard_at = now
+            if self._cut_off:
+                self._cut_off = False
+                for each in self._detectors.values():
+                    each.forgive(now, now)  # the others will be heard, one after another
             detector.heard(now)
             accusation = self._accusing.get(peer)
             if accusation is not None and accusation[0] == "silent":
@@ -159,11 +170,17 @@ class Membership:
             if now - self.began > self.timing.join_timeout_s:
                 self.leave("join timeout")
             return
-        for peer, detector in self._detectors.items():
+        for detector in self._detectors.values():
             if late > self.timing.beat_s:
                 detector.forgive(late, now)
-            if detector.suspicious(now):
-                self._accusing[peer] = ("silent", now)
+        silent = [peer for peer, each in self._detectors.items() if each.suspicious(now)]
+        if len(self._detectors) > 1 and now - self._heard_at > CUT_OFF_BEATS * self.timing.beat_s:
+            self._cut_off = True
+        if self._cut_off and self.snapshot is not None:
+            # who hears nobody at all is cut off itself, unless the registry misses them too
+            silent = [peer for peer in self._detectors if peer not in self.snapshot.leased]
+        for peer in silent:
+            self._accusing[peer] = ("silent", now)
         self._invite_successor(now)
 
     def accuse(self, peer: Peer, kind: AccusationKind, now: float) -> None:
@@ -204,6 +221,8 @@ class Membership:
             return
         self.role = "member"
         self.view = view
+        self._cut_off = False
+        self._heard_at = now
         self._wish_since.clear()
         watched = watched_by(self.me, view.members)
         # Timers about a peer that stays survive; a newcomer starts with a clean record.

@@ -146,6 +146,7 @@ class Core:
         if self.gone or source == self.me:
             return
         steps, membership = self.steps, self.membership
+        steps.heard_at = now
         match message:
             case messages.Beat():
                 membership.on_beat(source, message.view, now)

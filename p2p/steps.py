@@ -69,6 +69,8 @@ class Steps:
         self.digest_before = ""
         self.ahead: tuple[int, Peer] = (-1, "")
         """The newest step that anyone was seen at, and who that was."""
+        self.heard_at = -float("inf")
+        """When any member was heard; the core's."""
         self.moved_at = 0.0
         """When something last came in that brought this step nearer to its end."""
         self._sent: set[tuple[int, int, int, Peer]] = set()
@@ -277,6 +279,9 @@ class Steps:
             self._ask(now)
         view, timing = self.view, self.timing
         assert view is not None
+        if now - self.heard_at > timing.unanswered_s / 2:
+            # who hears nobody at all is cut off itself
+            self._unanswered = dict.fromkeys(self._unanswered, now)
         for peer, since in self._unanswered.items():
             if now - since > timing.unanswered_s:
                 self._accuse(peer, "unreachable", now)
