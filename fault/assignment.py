@@ -21,27 +21,43 @@ def assign(shards: int, slots: int, members: Sequence[Peer]) -> tuple[Peer, ...]
     """The player of every shard.
 
     A present slot plays its home block. The shards between two present neighbours on the ring are
-    split between those two so that their loads come out even; blocks stay contiguous.
+    split between those two, so blocks stay contiguous, and such that the most that anyone plays,
+    which is what a step waits for, is as little as it can be.
     """
     present = sorted(members, key=slot_of)
-    blocks = {peer: home_block(slot_of(peer), slots, shards) for peer in present}
-    load = {peer: len(block) for peer, block in blocks.items()}
+    homes = [home_block(slot_of(peer), slots, shards) for peer in present]
+    sizes = [len(home) for home in homes]
+    befores = homes[-1:] + homes[:-1]
+    gaps = [
+        (home.start - before.stop) % shards for home, before in zip(homes, befores, strict=True)
+    ]
+    limit = -(-shards // len(present))
+    while (taken := _split(sizes, gaps, limit)) is None:
+        limit += 1
     players: list[Peer] = [""] * shards
-    for peer, block in blocks.items():
-        for shard in block:
-            players[shard] = peer
-    for index, left in enumerate(present):
-        right = present[(index + 1) % len(present)]
-        start, end = blocks[left].stop, blocks[right].start
-        gap = (end - start) % shards if len(present) > 1 else shards - len(blocks[left])
-        to_left = min(max((load[right] + gap - load[left]) // 2, 0), gap)
-        if left == right:
-            to_left = gap
-        for offset in range(gap):
-            players[(start + offset) % shards] = left if offset < to_left else right
-        load[left] += to_left
-        load[right] += gap - to_left
+    for index, (peer, home) in enumerate(zip(present, homes, strict=True)):
+        after = (index + 1) % len(present)
+        left = gaps[after] - taken[after]
+        for shard in range(home.start - taken[index], home.stop + left):
+            players[shard % shards] = peer
     return tuple(players)
+
+
+def _split(sizes: list[int], gaps: list[int], limit: int) -> list[int] | None:
+    """What each one takes of the gap before it, if nobody has to play more than `limit` shards.
+
+    The rest of a gap goes to whoever comes before it, and of the first gap to the last on the ring.
+    """
+    for last_receives in range(gaps[0] + 1):
+        taken = [0] * len(gaps)
+        received = last_receives
+        for index in reversed(range(len(gaps))):
+            taken[index] = min(gaps[index], limit - sizes[index] - received)
+            received = gaps[index] - taken[index]
+        if min(taken) >= 0 and received <= last_receives:
+            taken[0] = gaps[0] - last_receives
+            return taken
+    return None
 
 
 def watchers_of(peer: Peer, members: Sequence[Peer]) -> list[Peer]:
