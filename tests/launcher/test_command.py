@@ -1,0 +1,112 @@
+"""`p2p-launch` beyond `run`: what it says of runs, and how it ends and removes them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fault.errors import InputError, RunStopped, RunUnknown
+
+JOB = """
+import torch
+from p2p import Task
+
+
+def task(steps: int = 40):
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
+    return Task(
+        model=torch.nn.Linear(4, 1),
+        dataset=torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True)),
+        loss=torch.nn.functional.mse_loss,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+        batch_size=16,
+        steps=steps,
+    )
+"""
+
+
+def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).parent / "p2p-launch", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Longer than a Unix socket's path may be, with a space in it."""
+    return tmp_path_factory.mktemp("home") / f"a {'long' * 30} home"
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("a job") / "the job.py"
+    file.write_text(JOB)
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path, job: Path) -> subprocess.CompletedProcess[str]:
+    options = ("--peers", "2", "--kill", "1@5", "--run-id", "finished", "--json")
+    return launch("run", job, "--home", home, *options)
+
+
+def test_a_run_ends_with_one_json_line(finished: subprocess.CompletedProcess[str]) -> None:
+    """Alone on stdout; the progress is on stderr, without a single control character."""
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads(finished.stdout)
+    assert (summary["state"], summary["steps"], summary["deaths"]) == ("finished", 40, 1)
+    assert (Path(summary["folder"]) / "final.safetensors").is_file()
+    assert "slot 1: killed at step 5, as asked for" in finished.stderr
+    assert "step 40/40" in finished.stderr and "\x1b" not in finished.stderr
+
+
+def test_nothing_of_a_finished_run_is_left_but_files(
+    home: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    """No socket, no ready file."""
+    folder = home / "runs" / "finished"
+    names = {path.name for path in folder.iterdir()}
+    assert not [path for path in folder.rglob("*") if path.is_socket()]
+    assert {"summary.json", "events.jsonl", "final.safetensors"} <= names
+    assert not {"supervisor.json", "emulator.ready", "relay.ready", "failure.json"} & names
+
+
+def test_what_is_said_of_a_finished_run(
+    home: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    """Its state, its logs; and it cannot be stopped."""
+    found = json.loads(launch("status", "finished", "--home", home, "--json").stdout)
+    assert found["state"] == "finished" and found["steps"] == 40
+    assert launch("list", "--home", home).stdout.split()[:2] == ["finished", "finished"]
+    assert "START RequestId" in launch("logs", "finished", "--home", home).stdout
+    stopped = launch("stop", "finished", "--home", home)
+    assert stopped.returncode == InputError.exit_code and "not alive" in stopped.stderr
+
+
+def test_a_run_that_nobody_knows(home: Path) -> None:
+    """Every command says so."""
+    for command in ("status", "logs", "stop", "rm"):
+        result = launch(command, "nobody", "--home", home)
+        assert result.returncode == RunUnknown.exit_code
+        assert result.stderr.startswith("p2p-launch: there is no run nobody")
+
+
+@pytest.mark.parametrize("when", ["run ", "step "])
+def test_a_run_is_stopped_from_elsewhere_and_removed(home: Path, job: Path, when: str) -> None:
+    """While it boots and in the middle; the launcher that follows it ends as well."""
+    command = [Path(sys.executable).parent / "p2p-launch", "run", job, "--home", home]
+    command += ["--peers", "2", "--set", "steps=1000000", "--run-id", "stopped"]
+    run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    assert any(line.startswith(when) for line in run.stderr)
+    found = json.loads(launch("status", "stopped", "--home", home, "--json").stdout)
+    assert found["state"] == "running"
+    assert "stopped" in launch("list", "--home", home).stdout
+    assert launch("stop", "stopped", "--home", home).returncode == 0
+    _, rest = run.communicate(timeout=20)
+    assert run.returncode == RunStopped.exit_code, rest
+    assert launch("rm", "stopped", "--home", home).returncode == 0
+    assert not (home / "runs" / "stopped").exists()
