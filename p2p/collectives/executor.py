@@ -78,6 +78,8 @@ class Executor:
 
     def contribute(self, node: int, vector: Vector) -> None:
         """The node's own contribution; the executor adds to it in place from here on."""
+        # a vector of one element would be broadcast, one of float64 rounded at other places
+        assert vector.shape == self.mean.shape and vector.dtype == np.float32
         if node in self._sums:
             return
         self._sums[node] = vector
@@ -89,9 +91,9 @@ class Executor:
         """A segment for `node` arrived. False when it does not fit or is of no use."""
         if not (0 <= unit < len(self.units) and 0 <= node < self.schedule.nodes):
             return False
-        if round >= self.schedule.reduce_rounds:
-            return self.receive_total(unit, payload)
         part = self.schedule.parts[self.units[unit].chunk][node]
+        if part.copy is not None and part.copy[0] == round:
+            return self.receive_total(unit, payload)
         place = next((i for i, (r, _) in enumerate(part.adds) if r == round), None)
         if place is None or self._have_total[unit] or not self._fits(unit, payload):
             return False

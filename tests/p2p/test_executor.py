@@ -1,0 +1,357 @@
+"""Executors of several peers, driven to a mean through everything that a network and views can do.
+
+The mean is compared, bit for bit, with a sum in float32 written from the schedules' descriptions.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from p2p.collectives.executor import Executor, Missing, Outgoing, Vector
+from p2p.collectives.schedule import GENERATORS, make_schedule, make_units
+
+COUNTS = (*range(1, 18), 64)
+SEGMENT_BYTES = 16
+BOTH = pytest.mark.parametrize("name", sorted(GENERATORS))
+
+
+def contributions(nodes: int, length: int) -> list[Vector]:
+    """Of such different sizes that any other order of additions gives other bits."""
+    source = np.random.default_rng(nodes * 1000 + length)
+    sizes = 10.0 ** source.uniform(-3, 3, (nodes, length))
+    return list((source.standard_normal((nodes, length)) * sizes).astype(np.float32))
+
+
+def ring_mean(inputs: list[Vector]) -> Vector:
+    """Chunk c: ((x[c] + x[c+1]) + x[c+2]) + …"""
+    nodes, length = len(inputs), len(inputs[0])
+    mean = np.empty(length, dtype=np.float32)
+    for chunk in range(nodes):
+        cut = slice(chunk * length // nodes, (chunk + 1) * length // nodes)
+        total = inputs[chunk][cut]
+        for offset in range(1, nodes):
+            total = total + inputs[(chunk + offset) % nodes][cut]
+        mean[cut] = total
+    return mean
+
+
+def butterfly_mean(inputs: list[Vector]) -> Vector:
+    """The first pairs folded until a power of two is left, then a tree over neighbours."""
+    extra = len(inputs) - (1 << (len(inputs).bit_length() - 1))
+    row = [inputs[2 * pair] + inputs[2 * pair + 1] for pair in range(extra)] + inputs[2 * extra :]
+    while len(row) > 1:
+        row = [left + right for left, right in zip(row[::2], row[1::2], strict=True)]
+    return row[0]
+
+
+MEANS = {"ring": ring_mean, "butterfly": butterfly_mean}
+
+
+def new_executor(name: str, nodes: int, length: int) -> Executor:
+    schedule = make_schedule(name, nodes)
+    return Executor(schedule, make_units(length, schedule.chunks, SEGMENT_BYTES), length)
+
+
+@dataclass
+class Cluster:
+    """Peers that play the nodes between them, and the segments on their way, in no order."""
+
+    name: str
+    inputs: list[Vector]
+    random: random.Random
+    lossy: bool = False
+    players: list[int] = field(default_factory=list)
+    executors: dict[int, Executor] = field(default_factory=dict)
+    on_the_way: list[tuple[int, Outgoing, Vector]] = field(default_factory=list)
+    handed_out: list[tuple[Vector, bytes]] = field(default_factory=list)
+    next_peer: int = 0
+
+    @property
+    def nodes(self) -> int:
+        return len(self.inputs)
+
+    def new_view(self, peers: int) -> None:
+        """Some stay, some are new; each node is played by any of them, each plays at least one."""
+        staying = self.random.sample(sorted(self.executors), min(len(self.executors), peers - 1))
+        newcomers = range(self.next_peer, self.next_peer + peers - len(staying))
+        self.next_peer += len(newcomers)
+        self.executors = {peer: self.executors[peer] for peer in staying}
+        for peer in newcomers:
+            self.executors[peer] = new_executor(self.name, self.nodes, len(self.inputs[0]))
+        members = sorted(self.executors)
+        self.players = members + self.random.choices(members, k=self.nodes - len(members))
+        self.random.shuffle(self.players)
+        for peer, executor in self.executors.items():
+            executor.play([node for node, player in enumerate(self.players) if player == peer])
+            executor.out.extend(executor.ready())
+            self.flush(peer)
+
+    def flush(self, peer: int) -> None:
+        executor = self.executors[peer]
+        for outgoing in executor.out:
+            assert self.players[outgoing.destination] != peer
+            self.send(peer, outgoing)
+        executor.out.clear()
+
+    def send(self, peer: int, outgoing: Outgoing) -> bool:
+        round, unit, _, destination = outgoing
+        payload = self.executors[peer].payload(round, unit, destination)
+        if payload is None:  # as a peer answers an ask: with the total, once it is there
+            payload = self.executors[peer].total(unit)
+            if payload is None:
+                return False
+            self.deliver_total(self.players[destination], unit, payload)
+            return True
+        self.handed_out.append((payload, payload.tobytes()))
+        self.on_the_way.append((self.players[destination], outgoing, payload))
+        return True
+
+    def deliver(self) -> None:
+        peer, outgoing, payload = self.on_the_way.pop(self.random.randrange(len(self.on_the_way)))
+        fate = self.random.random() if self.lossy else 1.0
+        if peer not in self.executors or fate < 0.15:
+            return
+        if fate < 0.3:
+            self.on_the_way.append((peer, outgoing, payload))
+        round, unit, _, destination = outgoing
+        self.executors[peer].receive(round, unit, destination, payload.data.cast("B"))
+        self.flush(peer)
+
+    def deliver_total(self, peer: int, unit: int, payload: Vector) -> None:
+        self.executors[peer].receive_total(unit, payload.data.cast("B"))
+        self.flush(peer)
+
+    def compute(self) -> bool:
+        """One contribution of one peer; False when none is to be computed."""
+        needed = [
+            (peer, node)
+            for node, peer in enumerate(self.players)
+            if self.executors[peer].needs(node)
+        ]
+        if not needed:
+            return False
+        peer, node = self.random.choice(needed)
+        self.executors[peer].contribute(node, self.inputs[node].copy())
+        self.flush(peer)
+        return True
+
+    def ask(self) -> bool:
+        """Everyone asks for what is missing; False when nobody had anything."""
+        answered = False
+        for executor in list(self.executors.values()):
+            for missing in executor.missing():
+                player = self.players[missing.source]
+                assert self.executors[player] is not executor
+                answered |= self.send(player, Outgoing(*missing))
+        return answered
+
+    @property
+    def complete(self) -> bool:
+        return all(executor.complete for executor in self.executors.values())
+
+    def run(self, stop_after: int = 1 << 30) -> None:
+        """Until everyone has the mean, or so many events are over."""
+        for _ in range(stop_after):
+            if self.complete:
+                return
+            if self.on_the_way and self.random.random() < 0.9:
+                self.deliver()
+            elif not self.compute() and not self.on_the_way:
+                assert self.ask(), "everyone waits for everyone"
+
+    def check(self) -> None:
+        reference = MEANS[self.name](self.inputs).tobytes()
+        for executor in self.executors.values():
+            assert executor.mean.tobytes() == reference
+            assert not executor.missing()
+        for array, octets in self.handed_out:
+            assert array.tobytes() == octets
+
+
+# --- without faults --------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("nodes", COUNTS)
+def test_one_peer_that_plays_everything_gets_the_documented_sum(name: str, nodes: int) -> None:
+    """Without a single message the mean is the reference's, for lengths below V and above."""
+    for length in (0, 1, nodes - 1, nodes, 7 * nodes + 3):
+        inputs = contributions(nodes, length)
+        executor = new_executor(name, nodes, length)
+        executor.play(range(nodes))
+        for node in random.Random(length).sample(range(nodes), nodes):
+            assert executor.needs(node) == (length > 0)
+            executor.contribute(node, inputs[node].copy())
+        assert executor.complete and not executor.out and not executor.missing()
+        assert executor.mean.tobytes() == MEANS[name](inputs).tobytes()
+
+
+def test_the_order_of_additions_can_be_seen_in_the_bits() -> None:
+    """The references of ring and butterfly, and a plain sum, differ: equal bits prove the order."""
+    inputs = contributions(8, 64)
+    means = {ring_mean(inputs).tobytes(), butterfly_mean(inputs).tobytes()}
+    assert len(means | {np.sum(inputs, axis=0, dtype=np.float32).tobytes()}) == 3
+
+
+@BOTH
+@pytest.mark.parametrize("nodes", COUNTS)
+def test_any_partition_and_any_order_of_delivery_gives_the_same_bits(name: str, nodes: int) -> None:
+    """The nodes fall to any peers, segments arrive in any order: nothing has to be asked for."""
+    inputs = contributions(nodes, 3 * nodes + 2)
+    for seed in range(3):
+        cluster = Cluster(name, inputs, random.Random(seed))
+        cluster.new_view(min(nodes, 2 + seed * 2))
+        while not cluster.complete:
+            if not (cluster.random.random() < 0.2 and cluster.compute()):
+                if cluster.on_the_way:
+                    cluster.deliver()
+                else:
+                    assert cluster.compute(), "a segment was not sent by itself"
+        cluster.check()
+
+
+# --- with faults -----------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("nodes", COUNTS)
+def test_losses_doubles_and_views_do_not_change_a_bit(name: str, nodes: int) -> None:
+    """Segments lost and doubled, peers gone and new, nodes adopted in the middle of the step:
+
+    everyone ends with the reference's bits, and no array that was handed out changes afterwards.
+    """
+    inputs = contributions(nodes, 2 * nodes + 3)
+    for seed in range(1 if nodes == 64 else 6):
+        cluster = Cluster(name, inputs, random.Random(seed), lossy=True)
+        for _ in range(4):
+            cluster.new_view(cluster.random.randint(1, min(nodes, 6)))
+            cluster.run(stop_after=cluster.random.randint(1, 20 * nodes))
+        cluster.run()
+        cluster.check()
+
+
+@BOTH
+def test_who_comes_when_the_others_are_done_gets_the_mean(name: str) -> None:
+    """A newcomer in a step that everyone else has finished is served from their totals."""
+    cluster = Cluster(name, contributions(6, 40), random.Random(1))
+    cluster.new_view(3)
+    cluster.run()
+    before = set(cluster.executors)
+    cluster.new_view(4)
+    assert len(before.intersection(cluster.executors)) == 3
+    cluster.run()
+    cluster.check()
+
+
+def test_what_was_computed_before_a_view_is_not_computed_again() -> None:
+    """A peer that loses a node and gets it back still has its contribution and its sums."""
+    executor = new_executor("ring", 4, 16)
+    inputs = contributions(4, 16)
+    executor.play([0, 1])
+    for node in (0, 1):
+        executor.contribute(node, inputs[node].copy())
+    executor.play([2])
+    assert executor.needs(2) and not executor.needs(0) and not executor.needs(1)
+    executor.play([0, 1, 2, 3])
+    for node in (2, 3):
+        executor.contribute(node, inputs[node].copy())
+    assert executor.mean.tobytes() == ring_mean(inputs).tobytes()
+
+
+def test_after_a_view_ready_says_all_that_others_need_again() -> None:
+    """Of two nodes that were neighbours in one peer, one moves: their hop is now sent."""
+    executor = new_executor("ring", 3, 3)
+    inputs = contributions(3, 3)
+    executor.play([0, 1])
+    for node in (0, 1):
+        executor.contribute(node, inputs[node].copy())
+    assert [(o.source, o.destination) for o in executor.out] == [(1, 2), (1, 2)]
+    executor.play([0])
+    assert not executor.out
+    # chunk 0 begins at node 0; all that node 0 waits for comes from node 2
+    assert executor.ready() == [Outgoing(0, 0, 0, 1)]
+    first = executor.payload(0, 0, 1)
+    assert first is not None and first.tobytes() == inputs[0][:1].tobytes()
+    assert executor.missing() == [Missing(2, 0, 2, 0), Missing(1, 1, 2, 0), Missing(0, 2, 2, 0)]
+
+
+# --- what comes in is checked ----------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Wrong length, round, unit or node, before or after the contribution: False, no change."""
+    for name in sorted(GENERATORS):
+        executor = new_executor(name, 4, 16)
+        inputs = contributions(4, 16)
+        executor.play([0])
+        for _ in range(2):
+            adds = [(r, u, n, 16) for r in (-1, 99, 1 << 40) for u in range(4) for n in range(4)]
+            wrong = [(0, -1, 0, 16), (0, 4, 0, 16), (0, 0, -1, 16), (0, 0, 4, 16), *adds]
+            for unit, chunk in enumerate(executor.schedule.parts):
+                for node, part in enumerate(chunk):
+                    expected = [round for round, _ in part.adds]
+                    expected += [part.copy[0]] if part.copy is not None else []
+                    wrong += [(r, unit, node, 16) for r in range(8) if r not in expected]
+                    wrong += [(r, unit, node, s) for r in expected for s in (0, 12, 15, 17, 20)]
+            for round, unit, node, size in wrong:
+                assert not executor.receive(round, unit, node, bytes(size)), (round, unit, node)
+            for unit, size in ((-1, 16), (4, 16), (0, 0), (0, 12), (0, 20)):
+                assert not executor.receive_total(unit, bytes(size))
+            executor.contribute(0, inputs[0].copy())
+        assert executor.total(-1) is executor.total(4) is executor.total(0) is None
+        for round, unit, node in ((0, -1, 0), (0, 4, 0), (0, 0, -1), (0, 0, 4), (-1, 0, 0)):
+            assert executor.payload(round, unit, node) is None
+        for round, unit, node in ((99, 0, 0), (0, 0, 0)):
+            assert executor.payload(round, unit, node) is None
+        assert not executor.complete and all(executor.total(unit) is None for unit in range(4))
+
+
+def test_without_neighbours_nothing_can_arrive() -> None:
+    """A run of one shard has no hops, so no segment fits it, whatever round it names."""
+    for name in sorted(GENERATORS):
+        executor = new_executor(name, 1, 4)
+        executor.play([0])
+        assert not executor.receive(0, 0, 0, bytes(16))
+        assert not executor.complete
+
+
+def test_a_segment_counts_once() -> None:
+    """The second of a doubled segment is refused: parked, added, or with the total there."""
+    executor = new_executor("ring", 2, 2)
+    executor.play([0])
+    one = np.ones(1, dtype=np.float32)
+    assert executor.receive(0, 1, 0, one.tobytes())  # parked: the contribution is to come
+    assert not executor.receive(0, 1, 0, one.tobytes())
+    executor.contribute(0, np.array([3, 5], dtype=np.float32))
+    assert not executor.receive(0, 1, 0, one.tobytes())
+    executor.contribute(0, np.array([100, 100], dtype=np.float32))  # nor does a contribution
+    assert executor.receive(1, 0, 0, (4 * one).tobytes())
+    assert not executor.receive(1, 0, 0, (9 * one).tobytes())
+    assert not executor.receive_total(0, (9 * one).tobytes())
+    assert executor.complete and executor.mean.tolist() == [4.0, 6.0]
+
+
+def test_what_arrives_is_only_read() -> None:
+    """Segments come as views of a receive buffer; the executor never writes there."""
+    executor = new_executor("ring", 3, 3)
+    executor.play([1])
+    executor.contribute(1, np.ones(3, dtype=np.float32))
+    buffer = bytearray(np.full(1, 7, dtype=np.float32).tobytes())
+    before = bytes(buffer)
+    assert executor.receive(0, 0, 1, memoryview(buffer))
+    assert executor.receive(1, 2, 1, memoryview(buffer))
+    assert bytes(buffer) == before
+    assert executor.mean[2] == 8.0
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(1, np.float32), np.zeros(16, np.float64)])
+def test_a_contribution_of_another_shape_or_type_is_caught(wrong: Vector) -> None:
+    """One element would be added everywhere, float64 rounded elsewhere: a defect, not an input."""
+    executor = new_executor("ring", 2, 16)
+    executor.play([0])
+    with pytest.raises(AssertionError):
+        executor.contribute(0, wrong)
