@@ -368,7 +368,7 @@ def main() -> int:
             folder.write(folder.failure, report(error))
     if supervisor is not None:
         supervisor.end(failure)
-    os.close(lock)
+    # the lock goes with the process: who finds it free finds nothing left of the run
     return failure.exit_code if failure is not None else 0
 
 
