@@ -3,10 +3,14 @@
 A transfer is keyed by (step, digest) and not by view or sender, so any peer with that state can
 carry it on. The receiver asks for the parts it lacks, a window at a time, which bounds what is on
 the way; a receiver counts as having nothing until the whole image fits its digest.
+
+While it is sent the others train on, and each of them has a newer state to offer. So a transfer of
+several windows is left to its end, at both sides: else every new ask would begin another one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fault.records import Peer
@@ -18,16 +22,23 @@ WINDOW_PARTS = 16
 PARTS_LIMIT = 1 << 16
 IMAGE_LIFE_S = 2.0
 """How long an image that nobody asks for is kept."""
+BUSY_S = 0.5
+"""For so long after its last parts were sent, an image of several windows gives way to no other;
+more than two of a candidate's beats, so that a lost part can be asked for in between."""
 
 
 @dataclass(slots=True)
 class _Incoming:
+    source: Peer
+    """Who sent the newest part."""
     step: int
     digest: str
     count: int
     parts: dict[int, bytes | memoryview] = field(default_factory=dict)
     window: int = 0
     """Parts still to come before the next ones are asked for."""
+    quiet: int = 0
+    """How often more was wanted since a part came."""
 
     def missing(self) -> tuple[int, ...]:
         lacking = (index for index in range(self.count) if index not in self.parts)
@@ -43,13 +54,19 @@ class Transfer:
         self._incoming: _Incoming | None = None
         self._image: tuple[int, str, memoryview] | None = None
         self._image_used_at = 0.0
+        self._served: dict[Peer, float] = {}
+        """When each peer was last sent parts of this image."""
         self._taking = False
         self._waiting: dict[Peer, Want] = {}
 
     # --- receiving --------------------------------------------------------------------------
 
     def want(self, source: Peer, step: int) -> None:
-        """Asks `source` for its state, or for what is missing of one; this peer is at `step`."""
+        """A newer state than `step`, which this peer is at, is wanted; to be said at every beat.
+
+        Asks `source`, unless parts are coming in. When they stop, whoever sent them is asked once
+        more; `source` after that, which may no longer have this very state.
+        """
         incoming = self._incoming
         if self.loading:
             return
@@ -57,6 +74,11 @@ class Transfer:
             self._incoming = None
             self.out.append(Send(source, Want(step, -1, "", ())))
             return
+        incoming.quiet += 1
+        if incoming.quiet > 1:
+            self._ask(incoming.source if incoming.quiet == 2 else source, incoming, step)
+
+    def _ask(self, source: Peer, incoming: _Incoming, step: int) -> None:
         missing = incoming.missing()
         incoming.window = len(missing)
         self.out.append(Send(source, Want(step, incoming.step, incoming.digest, missing)))
@@ -66,7 +88,7 @@ class Transfer:
             return
         incoming = self._incoming
         if incoming is None or incoming.step < part.step:
-            incoming = self._incoming = _Incoming(part.step, part.digest, part.count)
+            incoming = self._incoming = _Incoming(source, part.step, part.digest, part.count)
             incoming.window = min(part.count, WINDOW_PARTS)
         if (part.step, part.digest, part.count) != (
             incoming.step,
@@ -78,13 +100,14 @@ class Transfer:
             return
         incoming.parts[part.index] = part.payload
         incoming.window -= 1
+        incoming.source, incoming.quiet = source, 0
         if len(incoming.parts) == incoming.count:
             image = bytearray().join([incoming.parts[index] for index in range(incoming.count)])
             self._incoming = None
             self.loading = True
             self.out.append(LoadState(incoming.step, incoming.digest, image))
         elif incoming.window <= 0:
-            self.want(source, step)
+            self._ask(source, incoming, step)
 
     # --- sending ----------------------------------------------------------------------------
 
@@ -92,35 +115,38 @@ class Transfer:
         """Sends what is wanted of the transfer that has begun, else begins one of this state."""
         image = self._image
         if image is not None and image[:2] == (want.transfer_step, want.transfer_digest):
-            self._image_used_at = now
-            self._send(source, [i for i in want.missing[:WINDOW_PARTS] if i >= 0])
+            self._send(source, [i for i in want.missing[:WINDOW_PARTS] if i >= 0], now)
         elif image is not None and image[:2] == (step, digest):
-            self._image_used_at = now
-            self._send(source, list(range(WINDOW_PARTS)))
-        else:
+            if not self._busy([source], now):  # else it asked before the parts were there
+                self._send(source, list(range(WINDOW_PARTS)), now)
+        elif not self._busy(self._served, now):  # else it asks again, here or elsewhere
             self._waiting[source] = want
             if not self._taking:
                 self._taking = True
                 self.out.append(TakeImage(step))
 
+    def _busy(self, peers: Iterable[Peer], now: float) -> bool:
+        """Whether a transfer of several windows to one of the peers is going on."""
+        if self._image is None or len(self._image[2]) <= WINDOW_PARTS * PART_BYTES:
+            return False
+        return any(now - self._served.get(peer, -BUSY_S) < BUSY_S for peer in peers)
+
     def on_image(self, step: int, digest: str, image: memoryview, now: float) -> None:
         self._taking = False
         self._image = (step, digest, image)
         self._image_used_at = now
+        self._served = {}
         waiting, self._waiting = self._waiting, {}
         for peer in waiting:
-            self._send(peer, list(range(WINDOW_PARTS)))
-
-    def nudge(self, to: Peer, step: int, digest: str, now: float) -> None:
-        """Offers the state unasked: the first parts of it."""
-        self.on_want(to, Want(-1, -1, "", ()), step, digest, now)
+            self._send(peer, list(range(WINDOW_PARTS)), now)
 
     def tick(self, now: float) -> None:
         if self._image is not None and now - self._image_used_at > IMAGE_LIFE_S:
             self._image = None
 
-    def _send(self, to: Peer, indices: list[int]) -> None:
+    def _send(self, to: Peer, indices: list[int], now: float) -> None:
         assert self._image is not None
+        self._image_used_at = self._served[to] = now
         step, digest, image = self._image
         count = max(1, -(-len(image) // PART_BYTES))
         for index in indices:
