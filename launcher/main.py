@@ -73,11 +73,11 @@ def run(
         Timing(patience_s=patience),
     )
     folder = runs.create(Home(home), run_id or runs.new_run_id(job), options)
-    if not quiet:
-        print(f"run {folder.id} in {folder.path}", file=sys.stderr)
-    steps = int((folder.read(folder.plan) or {}).get("steps", 0))
-    display = Quiet(steps) if quiet else Bar(steps) if sys.stderr.isatty() else Plain(steps)
-    try:
+    try:  # from here on there is a run, which a Ctrl-C must stop
+        if not quiet:
+            print(f"run {folder.id} in {folder.path}", file=sys.stderr)
+        steps = int((folder.read(folder.plan) or {}).get("steps", 0))
+        display = Quiet(steps) if quiet else Bar(steps) if sys.stderr.isatty() else Plain(steps)
         with display:
             summary = runs.follow(folder, display.show)
     except KeyboardInterrupt:
