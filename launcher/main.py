@@ -13,7 +13,7 @@ import typer
 from fault.errors import InputError, MayflyError, RegistryUnavailable, RunStopped
 from fault.records import Timing
 from fault.registry import Registry
-from launcher import run as runs
+from launcher import runs
 from launcher.home import Home, RunFolder
 from launcher.progress import Bar, Plain, Quiet
 

@@ -1,0 +1,55 @@
+"""A program can run a job as the command does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import launcher
+from fault.errors import InputError
+from fault.registry import Event
+from launcher.summary import Story
+
+JOB = """
+import torch
+from p2p import Task
+
+
+def task(steps: int = 8) -> Task:
+    inputs = torch.linspace(-1, 1, 32).reshape(16, 2)
+    return Task(
+        model=torch.nn.Linear(2, 1),
+        dataset=torch.utils.data.TensorDataset(inputs, inputs.sum(dim=1, keepdim=True)),
+        loss=torch.nn.functional.mse_loss,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        batch_size=8,
+        steps=steps,
+    )
+"""
+
+
+def test_a_run_from_a_program(tmp_path: Path) -> None:
+    """`launcher.run` returns the summary, shows events, and leaves weights that load."""
+    from safetensors.torch import load_file
+
+    job = tmp_path / "job.py"
+    job.write_text(JOB)
+    kinds: list[str] = []
+
+    def show(story: Story, events: list[Event]) -> None:
+        kinds.extend(event.kind for event in events)
+
+    summary = launcher.run(
+        job, home=tmp_path / "home", show=show, peers=1, shards=2, settings={"steps": "12"}
+    )
+    assert (summary["state"], summary["steps"], summary["shards"]) == ("finished", 12, 2)
+    assert "view" in kinds and "outcome" in kinds
+    weights = load_file(Path(summary["folder"]) / "final.safetensors")
+    assert sorted(weights) == ["bias", "weight"]
+
+
+def test_wrong_options_raise(tmp_path: Path) -> None:
+    """What does not go together is refused before anything is started."""
+    with pytest.raises(InputError, match="shards"):
+        launcher.run(tmp_path / "job.py", peers=4, shards=2)
