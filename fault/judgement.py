@@ -44,6 +44,7 @@ def removals(
                     not others and me not in watchers
                 ):
                     found[peer] = Removal(peer, "lease")
+    grounds = bool(found)  # also against the caller itself, who then has no one else to blame
     found.pop(me, None)
     staying = [peer for peer in view.members if peer not in found]
     heirs = [peer for peer in staying if slot_of(peer) < snapshot.target_slots]
@@ -51,9 +52,9 @@ def removals(
     for peer in staying:
         # until somebody who stays has caught up, the others must carry the state on
         surplus = slot_of(peer) >= snapshot.target_slots > 0 and peer != me
-        if surplus and furthest >= _step_of(peer, snapshot) - 1:
+        if heirs and surplus and furthest >= _step_of(peer, snapshot) - 1:
             found[peer] = Removal(peer, "scaled")
-    if not found and stalled:
+    if not grounds and not found and stalled:
         scapegoat = highest_degree(view, snapshot)
         if scapegoat is not None and scapegoat != me:
             found[scapegoat] = Removal(scapegoat, "unreachable")

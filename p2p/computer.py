@@ -30,7 +30,7 @@ from p2p.job import job_digest, load_task, user_trace
 from p2p.plan import Plan
 from p2p.seeding import configure_determinism
 from p2p.spec import RunSpec
-from p2p.state import TrainingState
+from p2p.state import TrainingState, digest_of
 
 Call = Callable[[Core, float], None]
 
@@ -175,14 +175,12 @@ class Computer:
 
     def _load_state(self, job: object) -> None:
         assert isinstance(job, LoadState)
-        try:
-            self.state.load(job.image)
-            if (self.state.step, self.state.digest()) != (job.step, job.digest):
-                raise ValueError("another state than was announced")
-        except ValueError as error:
-            self.peer.warn(f"a state that was sent cannot be used: {error}")
+        if digest_of(job.image) != job.digest:
+            self.peer.warn(f"the state of step {job.step} that was sent is damaged; asking again")
             self.peer.post(lambda core, now: core.on_load_failed())
             return
+        # from here on, what goes wrong ends this peer: its state may be half replaced
+        self.state.load(job.image)
         self._post_loaded()
 
     def _load_checkpoint(self, job: object) -> None:
