@@ -5,6 +5,10 @@
         --kill 3@600 --run-id picture
     python docs/picture.py ~/.mayfly/runs/picture docs/run.png
 
+The same without `--kill`, as `--run-id calm`, leaves the same bytes:
+
+    cmp ~/.mayfly/runs/picture/final.safetensors ~/.mayfly/runs/calm/final.safetensors
+
 It reads `events.jsonl` in the run's folder and nothing else. Needed to draw the picture again, and
 for nothing that Mayfly does.
 """
