@@ -326,7 +326,7 @@ def test_all_rules_are_there() -> None:
     """Fourteen rules are planted; the fifteenth has nothing in the core that could be taken away.
 
     "Evaluation never steers training and never blocks a step": no event, action or message of the
-    core knows of evaluation, so no schedule of faults can tell it from its absence. That it runs
-    beside and on a copy is the driver's, and proved on real processes.
+    core knows of evaluation, so no schedule of faults can tell it from its absence. In the driver
+    it comes after the last step; `tests/launcher/test_embedding.py` proves that it decides nothing.
     """
     assert {rule.number for rule in RULES} == set(range(1, 15))

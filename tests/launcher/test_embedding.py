@@ -16,7 +16,12 @@ import torch
 from p2p import Task
 
 
-def task(steps: int = 8) -> Task:
+def evaluate(model: torch.nn.Module) -> dict[str, float]:
+    model.weight.data.zero_()
+    raise RuntimeError("no evaluation today")
+
+
+def task(steps: int = 8, evaluates: bool = False) -> Task:
     inputs = torch.linspace(-1, 1, 32).reshape(16, 2)
     return Task(
         model=torch.nn.Linear(2, 1),
@@ -25,6 +30,7 @@ def task(steps: int = 8) -> Task:
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         batch_size=8,
         steps=steps,
+        evaluate=evaluate if evaluates else None,
     )
 """
 
@@ -47,6 +53,16 @@ def test_a_run_from_a_program(tmp_path: Path) -> None:
     assert "view" in kinds and "outcome" in kinds
     weights = load_file(Path(summary["folder"]) / "final.safetensors")
     assert sorted(weights) == ["bias", "weight"]
+    evaluated = launcher.run(
+        job,
+        home=tmp_path / "home",
+        peers=1,
+        shards=2,
+        settings={"steps": "12", "evaluates": "yes"},
+    )
+    # it broke the model it was given, and raised: neither is of any consequence
+    assert (evaluated["state"], evaluated["metrics"]) == ("finished", {})
+    assert evaluated["digest"] == summary["digest"]
 
 
 def test_wrong_options_raise(tmp_path: Path) -> None:
