@@ -45,6 +45,7 @@ def accuracy(weights: Path) -> float:
     """Held-out accuracy of the plain model with these weights loaded."""
     digits = task()
     digits.model.load_state_dict(load_file(weights))
+    digits.model.eval()
     assert digits.evaluate is not None
     return digits.evaluate(digits.model)["accuracy"]
 
