@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 
 from chaos.faults import Schedule, draw_schedule
@@ -76,15 +77,18 @@ def simulate(
         range(at, min(at + BATCH_SEEDS, seeds.stop))
         for at in range(seeds.start, seeds.stop, BATCH_SEEDS)
     ]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        found: Iterator[tuple[int, list[int]]] = pool.imap_unordered(_batch, batches)
-        for count, bad in found:
+    # not multiprocessing's own Pool, which waits for ever when a worker cannot even start
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+        pending = [pool.submit(_batch, batch) for batch in batches]
+        for done in as_completed(pending):
+            count, bad = done.result()
             runs += count
             failed += bad
             on_progress(runs, len(failed))
             if len(failed) >= failures_limit:
+                pool.shutdown(cancel_futures=True)
                 break
-        pool.terminate()
     wall_s = time.monotonic() - began
     failures = []
     for seed in sorted(failed):

@@ -1,0 +1,16 @@
+"""What all tests share: none leaves its mark on how the next one imports."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_import_path() -> Iterator[None]:
+    """Loading a job puts its folder first in `sys.path`, where some tests have a `chaos.py`."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
