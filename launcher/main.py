@@ -232,6 +232,8 @@ def main() -> int:
         usage = getattr(error, "format_message", None)
         if usage is None:
             raise
-        print(f"p2p-launch: {usage()}; see 'p2p-launch --help'", file=sys.stderr)
+        said = " ".join(usage().split()).rstrip(".")
+        if said:  # without a command the help was shown instead
+            print(f"p2p-launch: {said}; see 'p2p-launch --help'", file=sys.stderr)
         return InputError.exit_code
     return 0

@@ -86,29 +86,42 @@ class Boots:
 
 
 @dataclass(slots=True)
-class MemoryDeaths:
-    """Counts the peers that ran out of memory since a new step was last reached.
+class Standstill:
+    """Counts the peers that the platform saw die since a new step was last reached.
 
     The registry counts what peers died of by (shard, step), out of their last beat, which in a
-    fast job is that of an earlier step. The platform's word needs no such guess.
+    fast job is that of an earlier step. The platform's word needs no such guess; what it cannot
+    tell is who meant to kill a process, so crashes need to be many.
     """
 
-    _peers: set[Peer] = field(default_factory=set)
+    _peers: dict[Peer, str] = field(default_factory=dict)
     _step: int = -1
 
-    def died(self, peer: Peer, step: int) -> None:
+    def died(self, peer: Peer, cause: str, step: int) -> None:
         """`step` is the newest that any peer has reached."""
         if step > self._step:
             self._step = step
             self._peers.clear()
-        self._peers.add(peer)
+        self._peers[peer] = cause
 
     def verdict(self, slots: int, step: int) -> Outcome | None:
-        """How the run ends once every slot's peer, and two more, got no further."""
-        if step > self._step or len(self._peers) < slots + 2:
+        """How the run ends once too many got no further.
+
+        Of memory, every slot's peer and two more; of crashes, twice as many and two more.
+        """
+        if step > self._step:
             return None
-        reason = (
-            f"step {step} needs more memory than a function has: {len(self._peers)} peers in a row "
-            "ran out of it there; give them more with --memory, or play more shards"
-        )
-        return Outcome("failed", step, "", "OutOfMemory", reason)
+        starved = list(self._peers.values()).count("out of memory")
+        if starved >= slots + 2:
+            reason = (
+                f"step {step} needs more memory than a function has: {starved} peers in a row ran "
+                "out of it there; give them more with --memory, or play more shards"
+            )
+            return Outcome("failed", step, "", "OutOfMemory", reason)
+        if len(self._peers) >= 2 * slots + 4:
+            reason = (
+                f"the processes of {len(self._peers)} peers in a row ended before step {step + 1} "
+                "was reached, without saying of what; 'p2p-launch logs' has what they wrote"
+            )
+            return Outcome("failed", step, "", "Poisoned", reason)
+        return None

@@ -39,7 +39,7 @@ from launcher.home import RunFolder
 from launcher.platform import Platform
 from launcher.preflight import report
 from launcher.registry_server import RegistryServer, short_folder
-from launcher.revival import Boots, MemoryDeaths, Revival
+from launcher.revival import Boots, Revival, Standstill
 from launcher.summary import Story, summarize
 from p2p.core import verdict_on
 from p2p.peer import event_payload
@@ -93,7 +93,7 @@ class Supervisor:
         self.endpoint = ""
         self.revival = Revival(self.timing)
         self.boots = Boots()
-        self.memory_deaths = MemoryDeaths()
+        self.standstill = Standstill()
         self.story = Story()
         self._events: list[Event] = []
         self._last_event = "0-0"
@@ -255,8 +255,9 @@ class Supervisor:
                     continue
                 error = "OutOfMemory" if cause == "out of memory" else "BootFailed"
                 self.boots.failed(f"{place[0]}.{place[1]}", ended.get("detail") or cause, error)
+                if cause in ("crash", "out of memory") and place in self._peers:
+                    self.standstill.died(self._peers[place], cause, self.story.step)
                 if cause == "out of memory" and place in self._peers:
-                    self.memory_deaths.died(self._peers[place], self.story.step)
                     until = time.monotonic() + BLAME_SECONDS
                     self._blames[self._peers[place]] = (cause, until)
         for peer, (cause, until) in list(self._blames.items()):
@@ -273,7 +274,7 @@ class Supervisor:
         verdict = (
             verdict_on(convicted)
             if convicted is not None
-            else self.memory_deaths.verdict(snapshot.target_slots, self.story.step)
+            else self.standstill.verdict(snapshot.target_slots, self.story.step)
             or self.boots.verdict(snapshot.target_slots, members_left)
         )
         if verdict is not None and snapshot.outcome is None and self._registry.spec():

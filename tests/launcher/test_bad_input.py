@@ -16,6 +16,8 @@ import pytest
 from fault import errors
 
 JOB = """
+import os
+
 import torch
 from p2p import Task
 from p2p.plan import Plan
@@ -32,6 +34,8 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, index):
         if index == self.bad and self.kind == "raise":
             raise ValueError(f"sample {index} is damaged")
+        if index == self.bad and self.kind == "exit":
+            os._exit(7)
         if index == self.bad and self.kind == "memory":
             self.much = torch.ones(300 << 20)
         if index == self.bad and self.kind == "nan":
@@ -90,7 +94,7 @@ def processes_of(folder: Path) -> list[str]:
 
 def launch(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [Path(sys.executable).parent / "p2p-launch", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
 
 
 def check(
@@ -204,6 +208,15 @@ def test_a_sample_that_raises_wherever_it_is_computed(job: Path, home: Path, pee
     options = ("--set", "kind=raise", "--peers", peers, "--shards", "4", "--set", "shards=4")
     result = launch("run", job, "--home", home, *options)
     check(result, errors.Poisoned, "in __getitem__", "shard 0 of step 12", "is damaged")
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(400)
+def test_a_sample_that_ends_its_process(job: Path, home: Path) -> None:
+    """Nobody says what it was, so it takes more deaths; but the run does not go on for ever."""
+    options = ("--set", "kind=exit", "--peers", "2", "--set", "shards=2")
+    result = launch("run", job, "--home", home, *options)
+    check(result, errors.Poisoned, "ended")
 
 
 @pytest.mark.acceptance

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fault.records import Grant, Outcome, Snapshot, Timing, View
-from launcher.revival import Boots, MemoryDeaths, Revival, open_slots
+from launcher.revival import Boots, Revival, Standstill, open_slots
 
 TIMING = Timing()
 MEMBER = "0.1.aa"
@@ -98,14 +98,27 @@ def test_a_peer_that_joined_did_not_fail_to_boot() -> None:
 
 def test_memory_deaths_without_a_new_step_end_a_run() -> None:
     """One for each slot and two more; a step that is reached clears them."""
-    deaths = MemoryDeaths()
-    deaths.died("0.1.aa", 5)
-    deaths.died("0.1.aa", 5)
-    deaths.died("0.2.aa", 5)
+    deaths = Standstill()
+    deaths.died("0.1.aa", "out of memory", 5)
+    deaths.died("0.1.aa", "out of memory", 5)
+    deaths.died("0.2.aa", "out of memory", 5)
     assert deaths.verdict(1, 5) is None
-    deaths.died("0.3.aa", 5)
+    deaths.died("0.3.aa", "out of memory", 5)
     verdict = deaths.verdict(1, 5)
     assert verdict is not None and verdict.error == "OutOfMemory" and verdict.step == 5
     assert deaths.verdict(1, 6) is None
-    deaths.died("0.4.aa", 6)
+    deaths.died("0.4.aa", "out of memory", 6)
+    assert deaths.verdict(1, 6) is None
+
+
+def test_crashes_without_a_new_step_end_a_run_later() -> None:
+    """Somebody may be killing processes on purpose, so it takes twice as many and two more."""
+    deaths = Standstill()
+    for generation in range(1, 6):
+        deaths.died(f"0.{generation}.aa", "crash", 5)
+    assert deaths.verdict(1, 5) is None
+    deaths.died("0.6.aa", "crash", 5)
+    verdict = deaths.verdict(1, 5)
+    assert verdict is not None and verdict.error == "Poisoned"
+    deaths.died("0.7.aa", "crash", 6)
     assert deaths.verdict(1, 6) is None
