@@ -55,8 +55,6 @@ class RunSpec:
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     function: str = "mayfly"
-    endpoint: str = ""
-    """Of the platform's Invoke API; empty for AWS."""
     threads: int = 1
     """Threads that a contribution computes with; more than one is not always deterministic."""
     kills: tuple[tuple[int, int], ...] = ()
