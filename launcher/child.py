@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launcher.home import writing_to
+
 # Runs in the child: bind its life to that of its parent, then become the command. A preexec_fn
 # would do the same between fork and exec, where a process with threads may hang.
 BIND_AND_BECOME = """
@@ -53,7 +55,9 @@ class Child:
         if self.alive() or time.monotonic() - self._started_at < RESTART_DELAY_S:
             return False
         self._started_at = time.monotonic()
-        with self.log.open("ab") as log:
+        with writing_to(self.log.parent):
+            log = self.log.open("ab")
+        with log:
             self._process = subprocess.Popen(
                 bound_command(self.command),
                 stdin=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from launcher.logs import beginning
 from launcher.platform import Platform
 from p2p.peer import Invocation, live
 
@@ -16,6 +17,8 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Lives one invocation; the event is `p2p.peer.event_payload`."""
     global _start
     start, _start = _start, "warm"
+    # `p2p-launch logs --slot` finds by this line which slot a log is about
+    print(beginning(event["slot"], event["generation"]) + f", {start} start", flush=True)
     platform = Platform(os.environ["AWS_LAMBDA_FUNCTION_NAME"])
     invocation = Invocation(
         **event,

@@ -76,6 +76,13 @@ class RunFolder:
         for socket in self.path.glob("*.sock"):
             socket.unlink(missing_ok=True)
 
+    def supervisor_pid(self) -> int:
+        """Of whom holds the lock, or held it last; 0 when nobody has yet."""
+        try:
+            return int(self.lock.read_text("ascii") or 0)
+        except FileNotFoundError:
+            return 0
+
     def alive(self) -> bool:
         """Whether the run has a supervisor; it holds the lock for as long as it lives."""
         try:
@@ -114,7 +121,11 @@ class Home:
                     f"there is a run {run} in {self.path}: choose another --run-id, "
                     f"or remove it with 'p2p-launch rm {run}'"
                 ) from None
-            folder.function_logs.mkdir(parents=True)
+            try:
+                folder.function_logs.mkdir(parents=True)
+            except OSError:
+                shutil.rmtree(folder.path, ignore_errors=True)
+                raise
         return folder
 
     def find(self, run: str) -> RunFolder:
@@ -134,4 +145,5 @@ class Home:
         """Raises InputError for a run that is alive."""
         if folder.alive():
             raise InputError(f"run {folder.id} is alive: 'p2p-launch stop {folder.id}' first")
-        shutil.rmtree(folder.path)
+        with writing_to(self.path):
+            shutil.rmtree(folder.path)

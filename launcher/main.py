@@ -15,6 +15,7 @@ from fault.records import Timing
 from fault.registry import Registry
 from launcher import runs
 from launcher.home import Home, RunFolder
+from launcher.logs import entries
 from launcher.progress import Bar, Plain, Quiet
 
 app = typer.Typer(
@@ -116,19 +117,14 @@ def list_(home: HomeOption = None) -> None:
 @app.command()
 def logs(
     run: RunArgument,
-    slot: Annotated[int, typer.Option(help="Only what this slot's functions wrote.")] = -1,
+    slot: Annotated[
+        int | None, typer.Option(min=0, help="Only what this slot's functions wrote.")
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Print what a run's functions and processes wrote."""
-    folder = Home(home).find(run)
-    files = [*sorted(folder.function_logs.glob("*.log")), *sorted(folder.logs.glob("*.log"))]
-    for file in files:
-        # the runtime client separates a traceback's lines with \r and indents with U+00A0
-        text = file.read_text("utf-8", "replace").replace("\r", "\n").replace("\xa0", " ")
-        if slot >= 0 and f"{slot}." not in text:
-            continue
-        for line in text.splitlines():
-            print(f"{file.stem}: {line}")
+    for line in entries(Home(home).find(run), slot):
+        print(line)
 
 
 @app.command()
@@ -214,20 +210,14 @@ def _tell(summary: dict[str, Any]) -> None:
 def main() -> int:
     """The entry point; returns the exit code."""
     try:
-        app(standalone_mode=False)
+        # a number for --help and the like, and for a Ctrl-C that ended no run
+        code: int | None = app(standalone_mode=False)
     except MayflyError as error:
         trace = getattr(error, "trace", "")
         if trace:
             print(trace.rstrip(), file=sys.stderr)
         print(f"p2p-launch: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
-    except typer.Exit as ending:
-        return ending.exit_code
-    except KeyboardInterrupt:
-        print("p2p-launch: interrupted before the run began; nothing is left", file=sys.stderr)
-        return RunStopped.exit_code
-    except BrokenPipeError:
-        return 1
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is None:
@@ -236,4 +226,4 @@ def main() -> int:
         if said:  # without a command the help was shown instead
             print(f"p2p-launch: {said}; see 'p2p-launch --help'", file=sys.stderr)
         return InputError.exit_code
-    return 0
+    return code or 0

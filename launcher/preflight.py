@@ -9,9 +9,9 @@ process, because it runs the user's code and imports torch, which the launcher d
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,29 +74,23 @@ def report(error: MayflyError) -> dict[str, Any]:
     }
 
 
-def raise_reported(found: Mapping[str, Any]) -> None:
-    """Raises again, in the launcher, what `report` told."""
-    kind = getattr(errors, found["error"], MayflyError)
-    if found.get("trace"):
-        raise kind(found["message"], found["trace"])
-    raise kind(found["message"])
+def reported(found: Mapping[str, Any]) -> MayflyError:
+    """The error again, in another process, that `report` told of."""
+    kind: type[MayflyError] = getattr(errors, found["error"], MayflyError)
+    return kind(*filter(None, (found["message"], found["trace"])))
 
 
 def main() -> int:
-    request = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    with redirect_stdout(sys.stderr):  # what the job prints is not the answer
+    # what the job prints, from Python or not, now or at exit, is not the answer
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+        request = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+        job, settings = Path(request["job"]), dict(request["settings"])
         try:
-            answer = asdict(
-                inspect(
-                    Path(request["job"]),
-                    request["shards"],
-                    dict(request["settings"]),
-                    request["threads"],
-                )
-            )
+            answer = asdict(inspect(job, request["shards"], settings, request["threads"]))
         except MayflyError as error:
             answer = report(error)
-    print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=out)
     return 0
 
 

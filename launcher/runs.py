@@ -12,7 +12,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,9 +31,10 @@ from fault.errors import (
 )
 from fault.records import Outcome, Timing
 from fault.registry import Event, Registry
+from launcher.child import bound_command
 from launcher.home import Home, RunFolder, writing_to
 from launcher.platform import Platform
-from launcher.preflight import Findings, raise_reported
+from launcher.preflight import Findings, reported
 from launcher.summary import Story
 from launcher.supervisor import FUNCTION, START_SECONDS
 from p2p.peer import event_payload
@@ -90,6 +90,12 @@ class Options:
             if not 0 <= slot < self.peers or step < 0:
                 raise InputError(f"--kill {slot}@{step}: the slots are 0 to {self.peers - 1}")
 
+    def check_kills(self, steps: int) -> None:
+        """Once the job has been looked at. Raises InputError for a step that never comes."""
+        for slot, step in self.kills:
+            if step >= steps:
+                raise InputError(f"--kill {slot}@{step}: the run's steps are 0 to {steps - 1}")
+
 
 def new_run_id(job: Path) -> str:
     """From the job's name and the time, with a random end."""
@@ -127,20 +133,20 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
         }
         folder.write(folder.plan, plan)
         supervisor = _start_supervisor(folder)  # it comes up while the job is looked at
-        findings = _preflight(job, options)
+        findings = _preflight(folder, job, options, supervisor)
+        options.check_kills(findings.steps)
         ready = _wait_until_up(folder, supervisor)
         folder.write(folder.plan, {**plan, "samples": findings.samples, "steps": findings.steps})
         # the supervisor read the plan before the job was known; it looks again at the end
         spec = _spec(folder, options, job, findings, ready)
         _launch(folder, spec, ready)
-    except BaseException:
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt) or _was_stopped(folder)
         if supervisor is not None:
-            supervisor.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                supervisor.wait(10.0)
-            supervisor.kill()
-            supervisor.wait()
+            _end(supervisor)
         home.remove(folder)
+        if stopped:
+            raise RunStopped(f"run {run} was stopped before it began") from None
         raise
     return folder
 
@@ -153,6 +159,19 @@ def _check_registry(url: str, run: str, timing: Timing) -> None:
             raise RunExists(f"the registry at {registry.where} has a run {run} already")
     finally:
         registry.close()
+
+
+def _was_stopped(folder: RunFolder) -> bool:
+    failure = folder.read(folder.failure)
+    return failure is not None and failure["error"] == RunStopped.__name__
+
+
+def _end(supervisor: subprocess.Popen[bytes]) -> None:
+    supervisor.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        supervisor.wait(10.0)
+    supervisor.kill()  # what it owns dies with it
+    supervisor.wait()
 
 
 def _start_supervisor(folder: RunFolder) -> subprocess.Popen[bytes]:
@@ -175,41 +194,59 @@ def _wait_until_up(folder: RunFolder, supervisor: subprocess.Popen[bytes]) -> di
         if supervisor.poll() is not None:
             break
         time.sleep(0.01)
+    raise _why_it_ended(folder)
+
+
+def _why_it_ended(folder: RunFolder) -> MayflyError:
     failure = folder.read(folder.failure)
     if failure is not None:
-        raise_reported(failure)
-    raise Unavailable(f"the run's supervisor did not start; see {folder.logs / 'supervisor.log'}")
+        return reported(failure)
+    said = (folder.logs / "supervisor.log").read_text("utf-8", "replace").splitlines()
+    last = "".join([f": {line}" for line in said[-1:]])
+    return Unavailable(f"the supervisor of run {folder.id} did not stay{last}")
 
 
-def _preflight(job: Path, options: Options) -> Findings:
+def _preflight(
+    folder: RunFolder, job: Path, options: Options, supervisor: subprocess.Popen[bytes]
+) -> Findings:
+    """Raises what is wrong with the job, or why the supervisor has ended meanwhile."""
     request = {
         "job": str(job),
         "shards": options.shards,
         "settings": dict(options.settings),
         "threads": options.threads,
     }
-    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-        json.dump(request, file)
-        file.flush()
-        found = subprocess.run(
-            [sys.executable, "-P", "-m", "launcher.preflight", file.name],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env={**os.environ, "PYTHONHASHSEED": "0"},
-        )
-    lines = found.stdout.splitlines()
-    if found.returncode or not lines:
-        said = found.stderr.strip().splitlines()
+    file = folder.path / "preflight.json"
+    folder.write(file, request)
+    with subprocess.Popen(
+        bound_command([sys.executable, "-P", "-m", "launcher.preflight", str(file)]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    ) as process:
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    out, said = process.communicate(timeout=0.2)
+                    break
+                if supervisor.poll() is not None:
+                    raise _why_it_ended(folder)
+        except BaseException:
+            process.kill()
+            raise
+    file.unlink(missing_ok=True)
+    lines = out.splitlines()
+    if process.returncode or not lines:
+        last = "".join([f": {line}" for line in said.strip().splitlines()[-1:]])
         raise errors.TaskRaised(
-            f"looking at {job.name} ended the process (exit code {found.returncode})"
-            + (f": {said[-1]}" if said else ""),
-            found.stderr,
+            f"looking at {job.name} ended the process (exit code {process.returncode}){last}", said
         )
     answer = json.loads(lines[-1])
     if "error" in answer:
-        raise_reported(answer)
+        raise reported(answer)
     return Findings(**answer)
 
 
@@ -244,12 +281,20 @@ def _launch(folder: RunFolder, spec: RunSpec, ready: dict[str, Any]) -> None:
     try:
         if not registry.create(spec.to_json(), spec.slots):
             raise RunExists(f"the registry at {registry.where} has a run {spec.run} already")
-        for slot in range(spec.slots):
-            token = secrets.token_hex(8)
-            if registry.grant(slot, 1, token, "launcher"):
-                platform.invoke(
-                    event_payload(spec.run, slot, 1, token, ready["registry"], str(folder.path), "")
-                )
+        try:
+            for slot in range(spec.slots):
+                token = secrets.token_hex(8)
+                if registry.grant(slot, 1, token, "launcher"):
+                    platform.invoke(
+                        event_payload(
+                            spec.run, slot, 1, token, ready["registry"], str(folder.path), ""
+                        )
+                    )
+        except BaseException:
+            # the registry may be one that stays; a run that never began must not hold its id there
+            with contextlib.suppress(RegistryUnavailable):
+                registry.delete_run()
+            raise
     finally:
         registry.close()
 
@@ -310,29 +355,41 @@ def check_ended_well(summary: Mapping[str, Any]) -> None:
 
 def stop(folder: RunFolder) -> None:
     """Ends a run that is alive, and returns when nothing of it is left."""
-    ready = folder.read(folder.supervisor)
-    if not folder.alive():
-        return
-    if ready is not None:
-        plan = folder.read(folder.plan) or {}
-        registry = Registry(ready["registry"], folder.id, Timing(**plan["timing"]))
-        try:
-            step = max([doing.step for doing in registry.read().doing.values()], default=0)
-            registry.finish(Outcome("stopped", max(0, step), "", "RunStopped", "on request"))
-        except RegistryUnavailable:
-            _signal(ready["pid"], signal.SIGTERM)
-        finally:
-            registry.close()
-    until = time.monotonic() + STOP_SECONDS
+    asked, until = False, time.monotonic() + STOP_SECONDS
     while folder.alive():
-        if time.monotonic() > until and ready is not None:
-            _signal(ready["pid"], signal.SIGKILL)  # what it owns dies with it
+        if not asked:
+            asked = _stop_through_registry(folder) or _signal(folder, signal.SIGTERM)
+        elif time.monotonic() > until:
+            _signal(folder, signal.SIGKILL)  # what it owns dies with it
         time.sleep(0.05)
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
+def _stop_through_registry(folder: RunFolder) -> bool:
+    """False when it does not answer, or does not know the run yet."""
+    ready = folder.read(folder.supervisor)
+    if ready is None:
+        return False
+    plan = folder.read(folder.plan) or {}
+    registry = Registry(ready["registry"], folder.id, Timing(**plan["timing"]))
+    try:
+        if not registry.spec():
+            return False
+        step = max([doing.step for doing in registry.read().doing.values()], default=0)
+        registry.finish(Outcome("stopped", max(0, step), "", "RunStopped", "on request"))
+    except RegistryUnavailable:
+        return False
+    finally:
+        registry.close()
+    return True
+
+
+def _signal(folder: RunFolder, number: signal.Signals) -> bool:
+    pid = folder.supervisor_pid()
+    if not pid or not folder.alive():  # gone, and its number may be another's by now
+        return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+    return True
 
 
 def run(

@@ -19,6 +19,8 @@ import shutil
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,14 +30,15 @@ from fault.errors import (
     MayflyError,
     PlatformUnavailable,
     RegistryUnavailable,
+    RunStopped,
     StorageFull,
     Unavailable,
 )
 from fault.records import Outcome, Snapshot, Timing
-from fault.registry import Event, Registry
+from fault.registry import Registry
 from launcher.child import Child
 from launcher.emulator_client import EmulatorClient
-from launcher.home import RunFolder
+from launcher.home import RunFolder, writing_to
 from launcher.platform import Platform
 from launcher.preflight import report
 from launcher.registry_server import RegistryServer, short_folder
@@ -66,17 +69,19 @@ class Abandoned(Unavailable):
 class Supervisor:
     """Everything a run needs on this machine, from start to end."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, stopping: Callable[[], bool]) -> None:
         self.folder = folder
+        self.stopping = stopping
+        """Whether the process was asked to end the run."""
         plan = folder.read(folder.plan)
         if plan is None:
             raise InputError(f"{folder.path} is no run's folder")
         self.plan: dict[str, Any] = plan
         self.timing = Timing(**plan["timing"])
-        self.stopping = False
         self._launcher: int = plan["launcher"]
         environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
-        self.server = None if plan["registry"] else RegistryServer(folder.path)
+        with writing_to(folder.path):
+            self.server = None if plan["registry"] else RegistryServer(folder.path)
         relay = short_folder(folder.path, len(RELAY_NAME)) / RELAY_NAME
         self.relay_endpoint = f"ipc://{relay}"
         self.relay_ready = folder.path / "relay.ready"
@@ -95,7 +100,6 @@ class Supervisor:
         self.boots = Boots()
         self.standstill = Standstill()
         self.story = Story()
-        self._events: list[Event] = []
         self._last_event = "0-0"
         self._ended_index = 0
         self._blames: dict[str, tuple[str, float]] = {}
@@ -187,7 +191,7 @@ class Supervisor:
     def watch(self) -> None:
         """Returns when the run has ended, one way or another."""
         self._registry = Registry(self.registry_url(), self.plan["run"], self.timing)
-        while not self.stopping:
+        while not self.stopping():
             time.sleep(POLL_S)
             self._check_room()
             self._restart_what_died()
@@ -203,8 +207,20 @@ class Supervisor:
                 self.revival.outage()
                 continue
             if snapshot.outcome is not None:
+                self.story.outcome = asdict(snapshot.outcome)
                 return
-        self._registry.finish(Outcome("stopped", self.story.step, "", "RunStopped", "on request"))
+        self._stop()
+
+    def _stop(self) -> None:
+        assert self._registry is not None
+        outcome = Outcome("stopped", self.story.step, "", "RunStopped", "on request")
+        try:
+            if not self._registry.spec():
+                raise RunStopped(f"run {self.folder.id} was stopped before it began")
+            self._registry.finish(outcome)
+        except RegistryUnavailable:
+            # what is to be stopped is here, and needs no registry
+            self.story.outcome = asdict(outcome)
 
     def _check_room(self) -> None:
         if shutil.disk_usage(self.folder.path).free < FREE_BYTES:
@@ -228,8 +244,14 @@ class Supervisor:
     def _read_events(self) -> None:
         assert self._registry is not None
         while events := self._registry.read_events(self._last_event):
+            # kept as they come: the registry trims its stream, and this process may be killed
+            lines = "".join([json.dumps(asdict(event)) + "\n" for event in events])
+            with (
+                writing_to(self.folder.path),
+                self.folder.events.open("a", encoding="utf-8") as file,
+            ):
+                file.write(lines)
             self._last_event = events[-1].id
-            self._events += events
             self.story.take(events)
             for event in events:
                 if event.kind == "claimed":
@@ -300,7 +322,7 @@ class Supervisor:
     def end(self, failure: MayflyError | None) -> None:
         """Lets the functions leave, keeps the history, stops everything."""
         if failure is None:
-            with contextlib.suppress(RegistryUnavailable):
+            with contextlib.suppress(RegistryUnavailable, StorageFull):
                 self._wait_for_members()
                 self._read_events()
         self.emulator.stop()
@@ -311,7 +333,8 @@ class Supervisor:
             self.server.stop()
         if failure is not None:
             kind = type(failure).__name__
-            self.story.outcome = {"state": "failed", "error": kind, "reason": str(failure)}
+            state = "stopped" if isinstance(failure, RunStopped) else "failed"
+            self.story.outcome = {"state": state, "error": kind, "reason": str(failure)}
         if isinstance(failure, Abandoned):
             shutil.rmtree(self.folder.path, ignore_errors=True)
             return
@@ -335,14 +358,14 @@ class Supervisor:
         # the launcher has completed the plan since this process read it
         plan = self.folder.read(self.folder.plan) or self.plan
         summary = summarize(self.story, plan, str(self.folder.path))
-        lines = "".join([json.dumps(asdict(event)) + "\n" for event in self._events])
-        with contextlib.suppress(OSError):  # a full disk: the summary matters more
-            self.folder.events.write_text(lines, "utf-8")
         with contextlib.suppress(MayflyError):
             self.folder.write(self.folder.summary, summary)
 
 
 def main() -> int:
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: asked.append(received))
     folder = RunFolder(Path(sys.argv[1]))
     lock = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -353,23 +376,26 @@ def main() -> int:
     supervisor: Supervisor | None = None
     failure: MayflyError | None = None
     try:
-        supervisor = Supervisor(folder)
-        stopped = supervisor
-
-        def stop(*_: object) -> None:
-            stopped.stopping = True
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        with writing_to(folder.path):
+            os.write(lock, str(os.getpid()).encode())
+        supervisor = Supervisor(folder, lambda: bool(asked))
         supervisor.start()
         supervisor.watch()
     except MayflyError as error:
         failure = error
+    except Exception as error:
+        # a defect of ours, to be seen in the log; even then nothing may stay behind
+        traceback.print_exc()
+        failure = MayflyError(
+            f"the supervisor of run {folder.id} failed with {type(error).__name__}: {error}; "
+            f"see {folder.logs / 'supervisor.log'}"
+        )
+    if failure is not None:
         with contextlib.suppress(MayflyError):
-            folder.write(folder.failure, report(error))
+            folder.write(folder.failure, report(failure))
     if supervisor is not None:
         supervisor.end(failure)
-    # the lock goes with the process: who finds it free finds nothing left of the run
+    os.close(lock)
     return failure.exit_code if failure is not None else 0
 
 
