@@ -133,9 +133,11 @@ def test_what_is_wrong_with_a_job_is_found_before_the_run(job: Path, home: Path)
         (job, ("kind=stream",), errors.InvalidTask, ("map-style",)),
         (job, ("samples=3",), errors.InvalidTask, ("3 samples", "4 shards")),
         (job, ("colour=red",), errors.InputError, ("colour",)),
+        (job, ("steps=5",), errors.InputError, ("--kill 1@5", "0 to 4")),
     ):
         settings = [part for option in options for part in ("--set", option)]
-        result = launch("run", file, "--home", home, "--run-id", "same", *settings)
+        settings += ["--run-id", "same", "--kill", "1@5"]
+        result = launch("run", file, "--home", home, *settings)
         check(result, error, *said)
         assert not (home / "runs" / "same").exists()
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from fault.errors import InputError, RunStopped, RunUnknown
+from launcher.home import RunFolder
 
 JOB = """
 import torch
@@ -82,6 +86,10 @@ def test_what_is_said_of_a_finished_run(
     assert found["state"] == "finished" and found["steps"] == 40
     assert launch("list", "--home", home).stdout.split()[:2] == ["finished", "finished"]
     assert "START RequestId" in launch("logs", "finished", "--home", home).stdout
+    logs = launch("logs", "finished", "--home", home, "--slot", "1").stdout
+    told = [line.split(": ", 1)[1] for line in logs.splitlines() if ": slot " in line]
+    assert "slot 1, generation 1, cold start" in told
+    assert all(line.startswith("slot 1, ") for line in told)
     stopped = launch("stop", "finished", "--home", home)
     assert stopped.returncode == InputError.exit_code and "not alive" in stopped.stderr
 
@@ -110,3 +118,62 @@ def test_a_run_is_stopped_from_elsewhere_and_removed(home: Path, job: Path, when
     assert run.returncode == RunStopped.exit_code, rest
     assert launch("rm", "stopped", "--home", home).returncode == 0
     assert not (home / "runs" / "stopped").exists()
+
+
+def test_a_run_is_stopped_while_its_job_is_looked_at(home: Path, job: Path) -> None:
+    """Nothing is left of it, not even what looks at the job."""
+    slow = job.with_name("slow.py")
+    slow.write_text("import time\ntime.sleep(100)\n")
+    command = [Path(sys.executable).parent / "p2p-launch", "run", slow, "--home", home]
+    command += ["--run-id", "early"]
+    run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    folder, until = RunFolder(home / "runs" / "early"), time.monotonic() + 30
+    while not folder.alive():
+        assert time.monotonic() < until and run.poll() is None
+        time.sleep(0.02)
+    assert launch("stop", "early", "--home", home).returncode == 0
+    _, rest = run.communicate(timeout=30)
+    assert run.returncode == RunStopped.exit_code, rest
+    assert rest == "p2p-launch: run early was stopped before it began\n"
+    assert not folder.exists()
+
+
+@pytest.mark.acceptance
+def test_a_run_is_stopped_though_its_registry_hangs(home: Path, job: Path) -> None:
+    """The supervisor needs no registry to end what it owns."""
+    command = [Path(sys.executable).parent / "p2p-launch", "run", job, "--home", home]
+    command += ["--peers", "2", "--set", "steps=1000000", "--run-id", "hung"]
+    run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    assert any(line.startswith("step ") for line in run.stderr)
+    ready = json.loads((home / "runs" / "hung" / "supervisor.json").read_text())
+    os.kill(ready["pids"]["registry"], signal.SIGSTOP)
+    found = json.loads(launch("status", "hung", "--home", home, "--json").stdout)
+    assert found["registry"] == "does not answer"
+    assert launch("stop", "hung", "--home", home).returncode == 0
+    _, rest = run.communicate(timeout=20)
+    assert run.returncode == RunStopped.exit_code, rest
+    found = json.loads(launch("status", "hung", "--home", home, "--json").stdout)
+    assert found["state"] == "stopped"
+
+
+@pytest.mark.acceptance
+def test_what_dies_of_a_run_is_started_again(home: Path, job: Path) -> None:
+    """Registry, relay, and the emulator with every function in it; the result is the same."""
+    digests = []
+    killed: tuple[str, ...]
+    for run_id, killed in (("whole", ()), ("hurt", ("registry", "relay", "emulator"))):
+        command = [Path(sys.executable).parent / "p2p-launch", "run", job, "--home", home]
+        command += ["--peers", "2", "--set", "steps=3000", "--run-id", run_id, "--json"]
+        run = subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert run.stderr is not None
+        for name in killed:
+            assert any(line.startswith("step ") for line in run.stderr)
+            ready = json.loads((home / "runs" / run_id / "supervisor.json").read_text())
+            os.kill(ready["pids"][name], signal.SIGKILL)
+        out, rest = run.communicate(timeout=180)
+        assert run.returncode == 0, rest
+        digests.append(json.loads(out)["digest"])
+    assert digests[0] == digests[1]
