@@ -395,7 +395,7 @@ def main() -> int:
             folder.write(folder.failure, report(failure))
     if supervisor is not None:
         supervisor.end(failure)
-    os.close(lock)
+    # the lock is left to the kernel: whoever finds it free finds this process gone as well
     return failure.exit_code if failure is not None else 0
 
 
