@@ -77,10 +77,10 @@ def who_plays_what(story: Story) -> str:
 
 def steps_per_second(story: Story) -> float:
     newest = story.times.get(story.step, 0.0)
-    recent = [step for step, at in story.times.items() if at > newest - WINDOW_S]
-    if len(recent) < 2:
-        return 0.0
-    return (max(recent) - min(recent)) / max(1e-9, newest - story.times[min(recent)])
+    first = story.step
+    while story.times.get(first - 1, float("-inf")) > newest - WINDOW_S:
+        first -= 1
+    return (story.step - first) / max(1e-9, newest - story.times.get(first, newest))
 
 
 class Plain:

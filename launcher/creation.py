@@ -1,0 +1,233 @@
+"""Creating a run: its folder and supervisor, a look at the job, the spec, the first invocations.
+
+Either all of it succeeds, or nothing of the run is left. What comes after is `runs.py`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fault import errors
+from fault.errors import (
+    JobNotFound,
+    MayflyError,
+    RegistryUnavailable,
+    RunExists,
+    RunStopped,
+    Unavailable,
+)
+from fault.records import Timing
+from fault.registry import Registry
+from launcher.child import bound_command
+from launcher.home import Home, RunFolder, writing_to
+from launcher.options import Options
+from launcher.platform import Platform
+from launcher.preflight import Findings, reported
+from launcher.processes import FUNCTION, START_SECONDS
+from p2p.peer import event_payload
+from p2p.spec import RunSpec
+
+
+def create(home: Home, run: str, options: Options) -> RunFolder:
+    """Starts a run and returns as soon as its first functions are invoked.
+
+    Raises what is wrong with the job or the surroundings; then nothing is left of the run.
+    """
+    job = options.job.absolute()
+    if not job.is_file():
+        raise JobNotFound(f"there is no file {job}")
+    if options.registry:
+        _check_registry(options.registry, run, options.timing)
+    folder = home.create(run)
+    supervisor: subprocess.Popen[bytes] | None = None
+    try:
+        plan = {
+            "run": run,
+            "launcher": os.getpid(),
+            "job": str(job),
+            "slots": options.peers,
+            "shards": options.shards,
+            "samples": 0,
+            "steps": 0,
+            "collective": options.collective,
+            "registry": options.registry,
+            "time_limit_s": options.time_limit_s,
+            "memory_mb": options.memory_mb,
+            "threads": options.threads,
+            "timing": asdict(options.timing),
+        }
+        folder.write(folder.plan, plan)
+        supervisor = _start_supervisor(folder)  # it comes up while the job is looked at
+        findings = _preflight(folder, job, options, supervisor)
+        options.check_kills(findings.steps)
+        ready = _wait_until_up(folder, supervisor)
+        folder.write(folder.plan, {**plan, "samples": findings.samples, "steps": findings.steps})
+        # the supervisor read the plan before the job was known; it looks again at the end
+        spec = _spec(folder, options, job, findings, ready)
+        _launch(folder, spec, ready)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt) or _was_stopped(folder)
+        if supervisor is not None:
+            _end(supervisor)
+        home.remove(folder)
+        if stopped:
+            raise RunStopped(f"run {run} was stopped before it began") from None
+        raise
+    return folder
+
+
+def _check_registry(url: str, run: str, timing: Timing) -> None:
+    registry = Registry(url, run, timing)
+    try:
+        registry.wait_until_up(3.0)
+        if registry.spec():
+            raise RunExists(f"the registry at {registry.where} has a run {run} already")
+    finally:
+        registry.close()
+
+
+def _was_stopped(folder: RunFolder) -> bool:
+    failure = folder.read(folder.failure)
+    return failure is not None and failure["error"] == RunStopped.__name__
+
+
+def _end(supervisor: subprocess.Popen[bytes]) -> None:
+    supervisor.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        supervisor.wait(10.0)
+    supervisor.kill()  # what it owns dies with it
+    supervisor.wait()
+
+
+def _start_supervisor(folder: RunFolder) -> subprocess.Popen[bytes]:
+    with writing_to(folder.path), (folder.logs / "supervisor.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "launcher.supervisor", str(folder.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _wait_until_up(folder: RunFolder, supervisor: subprocess.Popen[bytes]) -> dict[str, Any]:
+    until = time.monotonic() + 2 * START_SECONDS
+    while time.monotonic() < until:
+        ready = folder.read(folder.supervisor)
+        if ready is not None:
+            return ready
+        if supervisor.poll() is not None:
+            break
+        time.sleep(0.01)
+    raise _why_it_ended(folder)
+
+
+def _why_it_ended(folder: RunFolder) -> MayflyError:
+    failure = folder.read(folder.failure)
+    if failure is not None:
+        return reported(failure)
+    said = (folder.logs / "supervisor.log").read_text("utf-8", "replace").splitlines()
+    last = "".join([f": {line}" for line in said[-1:]])
+    return Unavailable(f"the supervisor of run {folder.id} did not stay{last}")
+
+
+def _preflight(
+    folder: RunFolder, job: Path, options: Options, supervisor: subprocess.Popen[bytes]
+) -> Findings:
+    """Raises what is wrong with the job, or why the supervisor has ended meanwhile."""
+    request = {
+        "job": str(job),
+        "shards": options.shards,
+        "settings": dict(options.settings),
+        "threads": options.threads,
+    }
+    file = folder.path / "preflight.json"
+    folder.write(file, request)
+    with subprocess.Popen(
+        bound_command([sys.executable, "-P", "-m", "launcher.preflight", str(file)]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    ) as process:
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    out, said = process.communicate(timeout=0.2)
+                    break
+                if supervisor.poll() is not None:
+                    raise _why_it_ended(folder)
+        except BaseException:
+            process.kill()
+            raise
+    file.unlink(missing_ok=True)
+    lines = out.splitlines()
+    if process.returncode or not lines:
+        last = "".join([f": {line}" for line in said.strip().splitlines()[-1:]])
+        raise errors.TaskRaised(
+            f"looking at {job.name} ended the process (exit code {process.returncode}){last}", said
+        )
+    answer = json.loads(lines[-1])
+    if "error" in answer:
+        raise reported(answer)
+    return Findings(**answer)
+
+
+def _spec(
+    folder: RunFolder, options: Options, job: Path, findings: Findings, ready: dict[str, Any]
+) -> RunSpec:
+    return RunSpec(
+        run=folder.id,
+        job=str(job),
+        settings=tuple(options.settings.items()),
+        job_digest=findings.job_digest,
+        seed=findings.seed,
+        shards=options.shards,
+        slots=options.peers,
+        steps=findings.steps,
+        samples=findings.samples,
+        folder=str(folder.path),
+        relays=tuple(ready["relays"]),
+        checkpoints=folder.checkpoints.as_uri(),
+        collective="butterfly" if options.collective == "butterfly" else "ring",
+        checkpoint_every=options.checkpoint_every,
+        function=FUNCTION,
+        threads=options.threads,
+        kills=options.kills,
+        timing=options.timing,
+    )
+
+
+def _launch(folder: RunFolder, spec: RunSpec, ready: dict[str, Any]) -> None:
+    registry = Registry(ready["registry"], spec.run, spec.timing, timeout_s=5.0)
+    platform = Platform(FUNCTION, ready["endpoint"])
+    try:
+        if not registry.create(spec.to_json(), spec.slots):
+            raise RunExists(f"the registry at {registry.where} has a run {spec.run} already")
+        try:
+            for slot in range(spec.slots):
+                token = secrets.token_hex(8)
+                if registry.grant(slot, 1, token, "launcher"):
+                    platform.invoke(
+                        event_payload(
+                            spec.run, slot, 1, token, ready["registry"], str(folder.path), ""
+                        )
+                    )
+        except BaseException:
+            # the registry may be one that stays; a run that never began must not hold its id there
+            with contextlib.suppress(RegistryUnavailable):
+                registry.delete_run()
+            raise
+    finally:
+        registry.close()

@@ -1,0 +1,72 @@
+"""What a user may choose of a run, and what does not go together. Pure."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fault.errors import InputError
+from fault.records import Timing
+from p2p.spec import COLLECTIVES, SHARDS_LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may choose of a run. Raises InputError for what does not go together."""
+
+    job: Path
+    peers: int = 4
+    shards: int = 0
+    """0 for as many as peers."""
+    collective: str = "ring"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    kills: tuple[tuple[int, int], ...] = ()
+    time_limit_s: float = 900.0
+    memory_mb: int = 3008
+    registry: str = ""
+    checkpoint_every: int = 50
+    threads: int = 1
+    timing: Timing = field(default_factory=Timing)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shards", self.shards or self.peers)
+        for holds, problem in (
+            (self.peers >= 1, f"--peers {self.peers}: a run needs at least one"),
+            (
+                self.shards <= SHARDS_LIMIT,
+                f"--shards {self.shards}: there can be up to {SHARDS_LIMIT}",
+            ),
+            (
+                self.shards >= self.peers,
+                f"--shards {self.shards} are too few for {self.peers} peers",
+            ),
+            (self.timing.patience_s > 0, "--patience must be positive"),
+            (self.time_limit_s > 0, f"--time-limit {self.time_limit_s}: must be positive"),
+            (self.memory_mb >= 128, f"--memory {self.memory_mb}: 128 MB are the least"),
+            (self.checkpoint_every >= 1, "--checkpoint-every must be 1 at least"),
+            (self.threads >= 1, "--threads must be 1 at least"),
+            (
+                self.collective in COLLECTIVES,
+                f"--collective {self.collective}: it is one of {', '.join(COLLECTIVES)}",
+            ),
+        ):
+            if not holds:
+                raise InputError(problem)
+        for slot, step in self.kills:
+            if not 0 <= slot < self.peers or step < 0:
+                raise InputError(f"--kill {slot}@{step}: the slots are 0 to {self.peers - 1}")
+
+    def check_kills(self, steps: int) -> None:
+        """Once the job has been looked at. Raises InputError for a step that never comes."""
+        for slot, step in self.kills:
+            if step >= steps:
+                raise InputError(f"--kill {slot}@{step}: the run's steps are 0 to {steps - 1}")
+
+
+def new_run_id(job: Path) -> str:
+    """From the job's name and the time, with a random end."""
+    stem = "".join(letter for letter in job.stem if letter.isalnum() or letter in "-_") or "run"
+    return f"{stem[:32]}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
