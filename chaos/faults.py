@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 KINDS = {
     "crash": "the processes of these slots die",
+    "crash-member": "of these slots, the members die, and not the successors that wait",
+    "crash-successor": "of these slots, whoever waits to become a member dies",
     "hang": "the computing threads of these slots stand still from now on",
     "pause": "the processes of these slots stand still, and then go on as if nothing had been",
     "slow": "these slots compute `amount` times slower",
@@ -71,10 +73,12 @@ class Schedule:
     time_limit_s: float
     handover_margin_s: float
     faults: tuple[Fault, ...]
+    handover_stagger: float = 1.0
 
     def __str__(self) -> str:
         limit = f", time limit {self.time_limit_s:.1f}s" if self.time_limit_s < 1e9 else ""
-        margin = f", hand-over {self.handover_margin_s:.1f}s before" if limit else ""
+        spread = "spread" if self.handover_stagger else "all at once"
+        margin = f", hand-overs {spread}" if limit and self.handover_margin_s >= 0 else ""
         head = f"seed {self.seed}: {self.peers} peers, {self.shards} shards, {self.steps} steps, "
         faults = "".join([f"\n  {fault}" for fault in self.faults])
         return f"{head}{self.collective}, {self.pieces} units a chunk{limit}{margin}{faults}"
@@ -92,28 +96,29 @@ def draw_schedule(seed: int) -> Schedule:
         seed=seed,
         peers=peers,
         shards=shards,
-        steps=4 if large else draw.randint(5, 10),
+        steps=4 if large else draw.randint(50, 90) if limited else draw.randint(5, 10),
         collective=draw.choice(["ring", "butterfly"]),
         pieces=1 if large else draw.choice([1, 1, 1, 2, 3]),
-        time_limit_s=draw.uniform(5.0, 8.0) if limited else float("inf"),
-        handover_margin_s=draw.choice([0.0, 1.5]) if limited else 0.0,
+        time_limit_s=draw.uniform(4.5, 7.0) if limited else float("inf"),
+        handover_margin_s=draw.choice([-1.0, 0.3, 0.3, 0.6]) if limited else -1.0,
         faults=tuple(
             sorted(
-                [_draw_fault(draw, peers, shards) for _ in range(count)],
+                [_draw_fault(draw, peers, shards, 6.0 if limited else 2.2) for _ in range(count)],
                 key=lambda fault: fault.at,
             )
         ),
+        handover_stagger=draw.choice([0.0, 1.0]) if limited else 1.0,
     )
 
 
-def _draw_fault(draw: random.Random, peers: int, shards: int) -> Fault:
+def _draw_fault(draw: random.Random, peers: int, shards: int, until: float) -> Fault:
     kind = draw.choice(["crash", "crash", "crash", *KINDS])
     # a run without faults is over after some two seconds: later faults would meet nobody
-    at, lasts = draw.uniform(0.5, 2.2), draw.choice([0.3, 1.0, 2.0, 4.0]) * draw.uniform(0.5, 1.5)
+    at, lasts = draw.uniform(0.5, until), draw.choice([0.3, 1.0, 2.0, 4.0]) * draw.uniform(0.5, 1.5)
     some = tuple(sorted(draw.sample(range(peers), draw.randint(1, peers))))
     one, pair = (draw.randrange(peers),), tuple(draw.sample(range(peers), 2))
     match kind:
-        case "crash":
+        case "crash" | "crash-member" | "crash-successor":
             return Fault(kind, at, slots=draw.choice([one, one, some]))
         case "hang":
             return Fault(kind, at, slots=draw.choice([one, one, one, some]))

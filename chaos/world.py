@@ -54,7 +54,11 @@ class World:
         self.schedule = schedule
         self.trace = trace
         self.random = random.Random(schedule.seed ^ 0x5EED)
-        self.timing = replace(TIMING, handover_margin_s=schedule.handover_margin_s)
+        self.timing = replace(
+            TIMING,
+            handover_margin_s=schedule.handover_margin_s,
+            handover_stagger=schedule.handover_stagger,
+        )
         self.reference: Reference = reference(
             schedule.collective, schedule.shards, schedule.steps, schedule.pieces
         )
@@ -270,6 +274,11 @@ class World:
             case "crash":
                 for peer in self.in_slots(fault.slots):
                     peer.die("crashed")
+            case "crash-member" | "crash-successor":
+                role = "member" if fault.kind == "crash-member" else "candidate"
+                for peer in self.in_slots(fault.slots):
+                    if peer.core.membership.role == role:
+                        peer.die(f"crashed as a {role}")
             case "hang":
                 for peer in self.in_slots(fault.slots):
                     peer.hung = True

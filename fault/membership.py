@@ -27,10 +27,15 @@ from fault.records import (
     generation_of,
     slot_of,
 )
+from fault.succession import lead_s
 
 Role = Literal["candidate", "member", "gone"]
 Action = object
 
+CLOSE_STEPS = 4
+"""A candidate this close catches up within a step."""
+PATIENCE_S = 3.0
+"""After so long a candidate is let in wherever it stands: it may never come closer."""
 CUT_OFF_BEATS = 2.5
 """Of several watched peers one is heard in every beat; none for so long, and the link is down."""
 
@@ -77,8 +82,15 @@ class Membership:
         self._cut_off = False
         """Nobody at all was heard for a while, so it is this peer's own link that is in doubt."""
         self._heard_at = 0.0
-        self._ready_heard: dict[Peer, tuple[float, bool]] = {}
-        """When a candidate was last heard, and whether it held a state."""
+        self._ready_heard: dict[Peer, float] = {}
+        """When a candidate was last heard."""
+        self._had_state_since: dict[Peer, float] = {}
+        self._was_close_at: dict[Peer, float] = {}
+        """When a candidate last held a state that is hardly older than this peer's."""
+        self.boot_s: float | None = None
+        """From the grant until this process could take part."""
+        self.step_s = 0.0
+        """The longest step of late; kept up to date by the core."""
         self._contact_since = float("inf")
         self._contact_life = ""
         self._no_evictions_until = 0.0
@@ -135,7 +147,13 @@ class Membership:
 
     def on_ready(self, peer: Peer, step: int, now: float) -> None:
         """A candidate is there; with a state of `step`, or -1 for none."""
-        self._ready_heard[peer] = (now, step >= 0)
+        self._ready_heard[peer] = now
+        if step < 0:
+            self._had_state_since.pop(peer, None)
+            return
+        self._had_state_since.setdefault(peer, now)
+        if step >= self.state_step - CLOSE_STEPS:
+            self._was_close_at[peer] = now
 
     def on_view(self, view: View, now: float) -> None:
         """A member passed a view on."""
@@ -232,6 +250,9 @@ class Membership:
         }
         for peer in [p for p in self._accusing if p not in view.members]:
             del self._accusing[peer]
+        for heard in (self._ready_heard, self._had_state_since, self._was_close_at):
+            for peer in view.members:
+                heard.pop(peer, None)
         self.disagreement = False
         self._adopt_steps(view, now)
 
@@ -287,6 +308,8 @@ class Membership:
 
     def _as_candidate(self, snapshot: Snapshot, now: float) -> None:
         view, grant = snapshot.view, snapshot.grants.get(self.slot)
+        if self.boot_s is None and grant is not None and grant.claimant == self.me:
+            self.boot_s = snapshot.now - grant.granted_at
         if view is not None and self.me in view.members:
             self._enter(view, now)
         elif grant is None or grant.claimant != self.me:
@@ -394,7 +417,7 @@ class Membership:
                 and candidate in snapshot.leased
                 and candidate not in view.members
                 and candidate not in snapshot.departed
-                and self._heard(candidate, now) == "with a state"
+                and self._may_join(candidate, now)
             ):
                 joining.append(candidate)
         scaled = self._slots_for(staying + joining, snapshot) != view.slots
@@ -443,8 +466,14 @@ class Membership:
 
     def _invite_successor(self, now: float) -> None:
         """In time before the deadline, grant the own slot's next generation."""
-        margin, snapshot = self.timing.handover_margin_s, self.snapshot
-        if margin <= 0 or now < self.deadline - margin or snapshot is None:
+        view, snapshot = self.view, self.snapshot
+        if view is None or snapshot is None:
+            return
+        life_s = self.deadline - self.began
+        alone = len(view.members) == 1
+        boot_s = self.boot_s or 0.0
+        lead = lead_s(self.timing, boot_s, self.step_s, life_s, self.slot, view.slots, alone)
+        if lead < 0 or now < self.deadline - lead:
             return
         grant = snapshot.grants.get(self.slot)
         if grant is None or now - self._invited_at < self.timing.regrant_base_s + 1.0:
@@ -464,20 +493,28 @@ class Membership:
             return ""
         return grant.claimant if self._heard(grant.claimant, now) else ""
 
-    def _heard(self, candidate: Peer, now: float) -> str:
-        """How a candidate was heard just now: "with a state", "without", or "" for not at all."""
-        at, has_state = self._ready_heard.get(candidate, (-1e9, False))
-        if now - at >= self.timing.ready_ttl_s:
-            return ""
-        return "with a state" if has_state else "without"
+    def _heard(self, candidate: Peer, now: float) -> bool:
+        return now - self._ready_heard.get(candidate, -float("inf")) < self.timing.ready_ttl_s
 
-    def propose_swap(self, successor: Peer) -> None:
-        """The successor acknowledged the state: put it into the view in this peer's place."""
+    def _may_join(self, candidate: Peer, now: float) -> bool:
+        """It is there, it holds a state, and it is close to where the members are."""
+        since = self._had_state_since.get(candidate)
+        if since is None or not self._heard(candidate, now):
+            return False
+        close = now - self._was_close_at.get(candidate, -float("inf")) < self.timing.ready_ttl_s
+        return close or now - since > PATIENCE_S
+
+    def propose_swap(self, successor: Peer) -> bool:
+        """The successor holds the state: put it into the view in this peer's place.
+
+        False when this cannot be proposed yet: the registry shows another view than this peer's.
+        """
         view, snapshot = self.view, self.snapshot
         if view is None or snapshot is None or snapshot.view != view:
-            return
+            return False
         members = [successor if peer == self.me else peer for peer in view.members]
         players = tuple(successor if peer == self.me else peer for peer in view.players)
         self.out.append(
             self._proposal("change", snapshot, members, [Removal(self.me, "swap")], players)
         )
+        return True

@@ -215,8 +215,11 @@ class Timing:
     """An asked peer that says nothing for so long is 'unreachable'."""
     patience_s: float = 30.0
     """How long one shard's contribution may show no progress before its peer counts as hung."""
-    handover_margin_s: float = 0.0
-    """How long before its deadline a peer invites its successor; 0 leaves the deadline a death."""
+    handover_margin_s: float = 1.0
+    """A successor is invited so much earlier than a start takes; negative: never."""
+    handover_stagger: float = 1.0
+    """How far the slots' hand-overs are spread, so that starts do not coincide; 0: not at all."""
     handover_ack_s: float = 0.8
+    """A successor that does not get on for so long is not waited for."""
     deadline_slack_s: float = 0.5
     """A death so close to the deadline is the time limit's doing."""

@@ -130,7 +130,9 @@ class Computer:
         self.peer.post(lambda core, now: core.fail(outcome, now))
 
     def close(self) -> None:
+        """The process may live on, for another invocation: nothing of this one is to stay."""
         self._writer.close(5.0)
+        gc.unfreeze()
 
     # --- jobs -------------------------------------------------------------------------------
 

@@ -15,11 +15,15 @@ from fault.records import Contact, Doing, Outcome, Peer, Proposal, Snapshot, Sus
 from p2p import messages
 from p2p.actions import Send, WritePieces
 from p2p.collectives.executor import Vector
+from p2p.following import Follower, Leader
+from p2p.handover import HandOver
 from p2p.steps import Shape, Steps
 from p2p.transfer import Transfer
 
 RETRY_SHARE = 8
 """A checkpoint that broke is due again after this part of the interval."""
+HOST_PATIENCE_S = 1.0
+"""A candidate that gets nothing from one member for so long turns to the next."""
 
 
 class Core:
@@ -43,12 +47,14 @@ class Core:
         self.membership = Membership(
             me, shape.shards, timing, new_id, self.out, self._enter, predecessor, deadline
         )
-        self.steps = Steps(me, shape, timing, self.out, self.membership.accuse)
+        self.leader = Leader(shape, self.out)
+        self.follower = Follower(shape, self.out)
+        self.steps = Steps(me, shape, timing, self.out, self.membership.accuse, self.leader.on_mean)
         self.transfer = Transfer(self.out)
-        self._handover_at = -float("inf")
-        self._acknowledged = False
+        self.hand_over = HandOver(self.membership, self.steps, self.leader, timing)
         self._candidate_beat_at = -float("inf")
-        self._turn = 0
+        self._host: Peer = ""
+        self._host_heard_at = -float("inf")
         self._wanted_at = -float("inf")
         self._pieces_at = -float("inf")
         self._durable = -1
@@ -66,13 +72,8 @@ class Core:
 
     def contact(self, now: float) -> Contact:
         """What the next call to the registry says."""
-        steps, deadline = self.steps, self.membership.deadline
-        doing = Doing(
-            steps.step,
-            steps.digest,
-            steps.computing,
-            near_deadline=now > deadline - self.timing.deadline_slack_s,
-        )
+        steps = self.steps
+        doing = Doing(steps.step, steps.digest, steps.computing, self.hand_over.out_of_time(now))
         return Contact(self.me, doing, steps.step, self.membership.current_accusations(now))
 
     def on_snapshot(self, snapshot: Snapshot, now: float) -> None:
@@ -83,12 +84,17 @@ class Core:
         convicted = next((each for each in snapshot.suspects if each.convicted), None)
         if convicted is not None and snapshot.outcome is None:
             self.fail(verdict_on(convicted), now)
+        self.hand_over.look(now)
 
     def on_contact_failed(self, now: float) -> None:
         self.membership.on_contact_failed(now)
+        self.hand_over.on_answer(now)
 
     def on_proposed(self, proposal: Proposal, accepted: bool, now: float) -> None:
         self.membership.on_proposed(proposal, accepted, now)
+        if not accepted and self.steps.stopped:
+            self.out.append(actions.ContactNow())  # who was faster? look, and propose again
+        self.hand_over.on_answer(now)
 
     # --- this peer's own work ---------------------------------------------------------------
 
@@ -98,12 +104,6 @@ class Core:
         if step <= self.steps.step:
             return
         self._stand_at(step, digest, None, now)
-        self._acknowledge()
-
-    def _acknowledge(self) -> None:
-        membership, steps = self.membership, self.steps
-        if membership.role == "candidate" and membership.predecessor:
-            self._send(membership.predecessor, messages.StateAck(steps.step, steps.digest))
 
     def on_load_failed(self) -> None:
         """The image that came was damaged; it is wanted again."""
@@ -118,7 +118,7 @@ class Core:
     def on_applied(self, step: int, digest: str, now: float) -> None:
         """The state is now that of `step`, one further."""
         executor = self.steps.executor
-        mean = executor.mean if executor is not None else None
+        mean = executor.mean if executor is not None and executor.complete else None
         self._stand_at(step, digest, mean, now)
 
     def on_raised(self, trace: str) -> None:
@@ -154,7 +154,11 @@ class Core:
                 membership.on_view_number(source, message.view, now)
                 steps.on_segment(source, message, now)
             case messages.Total():
-                steps.on_total(source, message, now)
+                if membership.role == "candidate":
+                    self._hear_host(source, now)
+                    self.follower.on_total(source, message)
+                else:
+                    steps.on_total(source, message, now)
             case messages.Ask():
                 membership.on_view_number(source, message.view, now)
                 if steps.step - message.step > 1:
@@ -164,22 +168,35 @@ class Core:
                 membership.on_view_number(source, message.view, now)
                 steps.on_not_yet(source, message, now)
             case messages.Want():
-                if steps.step > message.step and not steps.on_want(source, message):
-                    self._give_state(source, message, now)
+                self._on_want(source, message, now)
             case messages.StatePart():
-                if (message.step, message.digest) == (steps.step, steps.digest):
-                    self._acknowledge()
+                self._hear_host(source, now)
                 self.transfer.on_part(source, message, steps.step)
-            case messages.StateAck():
-                if source == membership.successor and message.digest == steps.digest:
-                    self._acknowledged = True
-                    membership.propose_swap(source)
+            case messages.Follow():
+                self._on_follow(source, message, now)
             case messages.Ready():
                 membership.on_ready(source, message.step, now)
             case messages.ViewIs():
                 membership.on_view(message.view, now)
         if steps.disagreement and not membership.disagreement:
             self.out.append(actions.ContactNow())
+
+    def _on_want(self, source: Peer, want: messages.Want, now: float) -> None:
+        steps, view = self.steps, self.membership.view
+        if view is not None and source not in view.members:
+            self.leader.expect(source, now)
+            self.hand_over.on_part_wanted(source, now)
+        if steps.step > want.step and not steps.on_want(source, want):
+            self._give_state(source, want, now)
+
+    def _on_follow(self, source: Peer, follow: messages.Follow, now: float) -> None:
+        if not self.leader.on_follow(source, follow, self.steps.step, now):
+            self._give_state(source, messages.Want(follow.step, -1, "", ()), now)
+        self.hand_over.look(now)
+
+    def _hear_host(self, source: Peer, now: float) -> None:
+        if source == self._host:
+            self._host_heard_at = now
 
     def _give_state(self, source: Peer, want: messages.Want, now: float) -> None:
         if self.steps.step >= 0 and not self.steps.applying:
@@ -196,6 +213,7 @@ class Core:
             return
         self.membership.tick(now)
         self.transfer.tick(now)
+        self.leader.tick(now)
         if self.gone:
             return
         if self._failure is not None:
@@ -204,11 +222,11 @@ class Core:
             self._beat()
             self.steps.tick(now)
             self._catch_up(now)
-            self._hand_over(now)
+            self.hand_over.look(now)
             self._finish(now)
         elif now - self._candidate_beat_at >= self.timing.candidate_beat_s * 0.999:
             self._candidate_beat_at = now
-            self._call_on_members()
+            self._call_on_members(now)
 
     def _beat(self) -> None:
         view, steps = self.membership.view, self.steps
@@ -217,19 +235,31 @@ class Core:
         for peer in watchers_of(self.me, view.members):
             self._send(peer, beat)
 
-    def _call_on_members(self) -> None:
-        """A candidate says that it could be admitted, or asks the members in turn for a state."""
+    def _call_on_members(self, now: float) -> None:
+        """A candidate says that it is there, takes a state from one member, and follows it."""
         membership, steps = self.membership, self.steps
         view = membership.snapshot.view if membership.snapshot is not None else None
         members = view.members if view is not None else ()
-        hosts = tuple(dict.fromkeys((*members, membership.predecessor)))
-        hosts = tuple([peer for peer in hosts if peer and peer != self.me])
-        if steps.step >= 0 or membership.predecessor in members:
-            for peer in hosts:
-                self._send(peer, messages.Ready(steps.step, steps.digest))
-        if steps.step < 0 and hosts and membership.predecessor not in members:
-            self._turn += 1
-            self.transfer.want(hosts[self._turn % len(hosts)], steps.step)
+        for peer in members:
+            self._send(peer, messages.Ready(steps.step, steps.digest))
+        self._choose_host(members, now)
+        if not self._host:
+            return
+        if steps.step < 0 or self.transfer.receiving:
+            self.transfer.want(self._host, steps.step)
+        else:
+            self._send(self._host, self.follower.word())
+
+    def _choose_host(self, members: tuple[Peer, ...], now: float) -> None:
+        """The peer to replace, while it is there; else one member after another."""
+        if self.membership.predecessor in members:
+            self._host = self.membership.predecessor
+        elif not members:
+            self._host = ""
+        elif self._host not in members or now - self._host_heard_at > HOST_PATIENCE_S:
+            turn = members.index(self._host) + 1 if self._host in members else self.membership.slot
+            self._host = members[turn % len(members)]
+            self._host_heard_at = now
 
     def _catch_up(self, now: float) -> None:
         """Who is behind asks for the last mean or the state, unless the step ends by itself."""
@@ -250,47 +280,41 @@ class Core:
 
     def _stand_at(self, step: int, digest: str, mean: Vector | None, now: float) -> None:
         steps, membership = self.steps, self.membership
-        steps.stand_at(step, digest, mean)
+        followed = self.follower.stand_at(step, digest)
+        steps.stand_at(step, digest, followed if followed is not None else mean)
         membership.state_step = step
         if steps.ahead[0] <= step:
             steps.ahead = (-1, "")
         if membership.role != "member":
+            if self._host:
+                self._send(self._host, self.follower.word())
             return
-        if step < self.shape.steps and self._checkpoint_is_due(step):
-            self.out.append(WritePieces(step, tuple(steps.shards)))
-        self._begin_hand_over(now)
+        if step < self.shape.steps:
+            if self._checkpoint_is_due(step, now):
+                self.out.append(WritePieces(step, tuple(steps.shards)))
+            self.hand_over.at_boundary(now)
+            if self._leave_in_time(now):
+                return
         steps.begin(now)
         self._finish(now)
 
-    def _checkpoint_is_due(self, step: int) -> bool:
-        """At every interval; and more often while the last one is not durable."""
+    def _leave_in_time(self, now: float) -> bool:
+        """A step that may not end before the deadline is not begun, if others can go on."""
+        hand_over, stopped = self.hand_over, self.steps.stopped
+        if stopped or not hand_over.out_of_time(now) or not hand_over.someone_stays():
+            return False
+        self.membership.leave("out of time")
+        return True
+
+    def _checkpoint_is_due(self, step: int, now: float) -> bool:
+        """At every interval; more often while the last one is not durable, or all may be lost."""
         every, snapshot = self.checkpoint_every, self.membership.snapshot
         if step % every == 0:
             return True
+        if self.hand_over.out_of_time(now) and not self.hand_over.someone_stays():
+            return True
         durable = max(snapshot.checkpoint if snapshot is not None else -1, self._durable)
         return step % max(1, every // RETRY_SHARE) == 0 and durable < step - step % every
-
-    def _begin_hand_over(self, now: float) -> None:
-        successor = self.membership.ready_successor(now)
-        if successor and self.steps.step < self.shape.steps:
-            self.membership.successor = successor
-            self._handover_at = now
-            self._acknowledged = False
-            self.steps.stopped = True
-            self._give_state(successor, messages.Want(-1, -1, "", ()), now)
-
-    def _hand_over(self, now: float) -> None:
-        """While stopped: offer the state again, or go on when the successor does not answer."""
-        steps, membership = self.steps, self.membership
-        if not steps.stopped:
-            return
-        if now - self._handover_at > self.timing.handover_ack_s * (2 if self._acknowledged else 1):
-            steps.stopped = False
-            steps.begin(now)
-        elif self._acknowledged:
-            membership.propose_swap(membership.successor)
-        else:
-            self._give_state(membership.successor, messages.Want(-1, -1, "", ()), now)
 
     def _finish(self, now: float) -> None:
         """At the last step: pieces until they are whole, then the outcome until it is read back."""

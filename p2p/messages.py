@@ -108,12 +108,16 @@ class StatePart:
 
 
 @dataclass(frozen=True, slots=True)
-class StateAck:
-    """A successor holds the state of this step and digest."""
+class Follow:
+    """A candidate holds this state, and wants the mean of this step as soon as it is whole.
+
+    `missing` names the units that are still to come of a mean that has partly arrived.
+    """
 
     step: int
     digest: str
+    missing: tuple[int, ...]
 
 
-Message = Beat | Ready | ViewIs | Segment | Total | Ask | NotYet | Want | StatePart | StateAck
-KINDS = (Beat, Ready, ViewIs, Segment, Total, Ask, NotYet, Want, StatePart, StateAck)
+Message = Beat | Ready | ViewIs | Segment | Total | Ask | NotYet | Want | StatePart | Follow
+KINDS = (Beat, Ready, ViewIs, Segment, Total, Ask, NotYet, Want, StatePart, Follow)

@@ -42,6 +42,7 @@ BATCH_MESSAGES = 64
 """Taken in at once before the core's actions are carried out."""
 CLAIM_SECONDS = 10.0
 FAREWELL_SECONDS = 3.0
+LAST_WORDS_MS = 200
 BOOT_REGISTRY_TIMEOUT_S = 2.0
 
 Call = Callable[[Core, float], None]
@@ -291,8 +292,8 @@ class _Peer:
                 self._registrar.contact(core.contact(now))
                 self._watch_own_thread(now)
             self._carry_out(core)
-        self._link.close()
-        context.destroy(linger=0)
+        self._link.close(LAST_WORDS_MS)  # the view that a successor takes part in, for one
+        context.term()
         self._computer.jobs.put(None)
         # a thread that is deep in a computation ends it first; one that hangs is not waited for
         if self._exit.blunt or not self._left.wait(timing.patience_s):

@@ -45,12 +45,14 @@ class Steps:
         timing: Timing,
         out: list[object],
         accuse: Callable[[Peer, AccusationKind, float], None],
+        mean_is_whole: Callable[[int, str, Vector], None],
     ) -> None:
         self.me = me
         self.shape = shape
         self.timing = timing
         self.out = out
         self._accuse = accuse
+        self._mean_is_whole = mean_is_whole
         self.step = -1
         self.digest = ""
         self.view: View | None = None
@@ -154,6 +156,7 @@ class Steps:
             if not self.applying:
                 self.applying = True
                 self.out.append(Apply(self.step, executor.mean))
+                self._mean_is_whole(self.step, self.digest, executor.mean)
         elif self.computing < 0:
             shard = next((shard for shard in self.shards if executor.needs(shard)), -1)
             if shard >= 0:

@@ -78,6 +78,11 @@ class Transfer:
         if incoming.quiet > 1:
             self._ask(incoming.source if incoming.quiet == 2 else source, incoming, step)
 
+    @property
+    def receiving(self) -> bool:
+        """Parts of a state have come, and others are still to come."""
+        return self._incoming is not None
+
     def _ask(self, source: Peer, incoming: _Incoming, step: int) -> None:
         missing = incoming.missing()
         incoming.window = len(missing)

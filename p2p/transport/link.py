@@ -109,10 +109,10 @@ class Link:
         """To register with a `zmq.Poller`: POLLIN, or POLLOUT for room to send."""
         return list(self._sockets)
 
-    def close(self) -> None:
-        """What has not been sent yet is lost."""
+    def close(self, linger_ms: int = 0) -> None:
+        """What has not been sent when the context ends, `linger_ms` later at most, is lost."""
         for dealer in self._sockets:
-            dealer.close(linger=0)
+            dealer.close(linger=linger_ms)
 
 
 class ControlAndBulk:
@@ -160,8 +160,9 @@ class ControlAndBulk:
     def sockets(self) -> list[zmq.Socket[bytes]]:
         return self.control.sockets() + self.bulk.sockets()
 
-    def close(self) -> None:
-        self.control.close()
+    def close(self, linger_ms: int = 0) -> None:
+        """Lets go of what is large; what is small may linger."""
+        self.control.close(linger_ms)
         self.bulk.close()
 
 

@@ -38,15 +38,13 @@ def schedule(*faults: Fault, peers: int = 4, shards: int = 4, steps: int = 10) -
 
 
 def admit_without_a_state(patch: Patch) -> None:
-    heard = Membership._heard
-
-    def call(core: Core) -> None:
+    def call(core: Core, now: float) -> None:
         snapshot = core.membership.snapshot
         for peer in snapshot.view.members if snapshot and snapshot.view else ():
             core._send(peer, Ready(core.steps.step, core.steps.digest))
 
     patch.setattr(Core, "_call_on_members", call)
-    patch.setattr(Membership, "_heard", lambda m, c, now: heard(m, c, now) and "with a state")
+    patch.setattr(Membership, "_may_join", Membership._heard)
 
 
 def forget_the_last_mean(patch: Patch) -> None:

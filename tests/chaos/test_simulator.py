@@ -35,6 +35,7 @@ def test_the_sample_has_every_kind_of_fault() -> None:
     assert {each.collective for each in schedules} == {"ring", "butterfly"}
     assert {each.peers for each in schedules} >= {2, 3, 4, 5, 6, 8, 32}
     assert any(each.handover_margin_s > 0 for each in schedules)
+    assert any(not each.handover_stagger for each in schedules)
 
 
 @pytest.mark.parametrize("seed", [3, 17, 99])
@@ -56,9 +57,27 @@ def test_all_but_one_may_die_at_once(collective: str, survivor: int) -> None:
     assert not play(planned)
 
 
-def test_hand_over_before_every_deadline() -> None:
-    """Peers that live for three seconds finish a run of many times that, state and all."""
-    assert not play(Schedule(1, 4, 4, 120, "butterfly", 1, 5.0, 1.5, ()))
+@pytest.mark.parametrize("stagger", [0.0, 1.0])
+@pytest.mark.parametrize("peers", [1, 2, 4])
+def test_a_deadline_passes_without_anyone_noticing(peers: int, stagger: float) -> None:
+    """Every peer hands over before its deadline: nobody leaves otherwise, nobody is missed."""
+    trace: list[str] = []
+    nothing: tuple[Fault, ...] = ()
+    planned = Schedule(1, peers, 4, 150, "butterfly", 2, 6.0, 1.0, nothing, stagger)
+    assert not play(planned, trace)
+    handed_over = [line for line in trace if "handed over" in line]
+    assert len(handed_over) >= peers
+    assert not [line for line in trace if "out of time" in line or "time limit" in line]
+
+
+@pytest.mark.parametrize("kind", ["crash-member", "crash-successor", "crash"])
+@pytest.mark.parametrize("stagger", [0.0, 1.0])
+def test_a_crash_in_any_phase_of_a_hand_over(kind: str, stagger: float) -> None:
+    """The old peer, the successor or both die, at any moment from the invitation to the swap."""
+    for number in range(40):
+        crash = Fault(kind, 2.5 + 0.09 * number, slots=((number // 3) % 4,))
+        planned = Schedule(number, 4, 4, 70, "ring", 2, 6.0, 0.5, (crash,), stagger)
+        assert not play(planned)
 
 
 def test_a_wrong_sum_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
