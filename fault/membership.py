@@ -195,8 +195,10 @@ class Membership:
         if len(self._detectors) > 1 and now - self._heard_at > CUT_OFF_BEATS * self.timing.beat_s:
             self._cut_off = True
         if self._cut_off and self.snapshot is not None:
-            # who hears nobody at all is cut off itself, unless the registry misses them too
-            silent = [peer for peer in self._detectors if peer not in self.snapshot.leased]
+            # who hears nobody at all is cut off itself, unless the registry misses them too, and
+            # has been there for long enough to miss them
+            missed = [peer for peer in self._detectors if peer not in self.snapshot.leased]
+            silent = missed if self._contact_is_unbroken(now) else []
         for peer in silent:
             self._accusing[peer] = ("silent", now)
         self._invite_successor(now)
@@ -397,11 +399,12 @@ class Membership:
             self.accuse(peer, "corrupt", now)
         return True
 
+    def _contact_is_unbroken(self, now: float) -> bool:
+        return now - self._contact_since >= self.timing.lease_ttl_s
+
     def _change_view(self, view: View, snapshot: Snapshot, now: float) -> None:
-        timing = self.timing
-        unbroken = now - self._contact_since >= timing.lease_ttl_s
         gone = (
-            removals(view, snapshot, self.me, unbroken, self.stalled)
+            removals(view, snapshot, self.me, self._contact_is_unbroken(now), self.stalled)
             if now >= self._no_evictions_until
             else []
         )
