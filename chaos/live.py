@@ -6,9 +6,11 @@ records and the emulator's list of processes. The oracle is the final weights' f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fault.errors import PlatformUnavailable, RegistryUnavailable
 from fault.records import Timing
 from fault.registry import Registry
 from launcher.emulator_client import EmulatorClient
 from launcher.home import RunFolder
+from launcher.runs import stop
 
 GLANCE_S = 0.01
 
@@ -36,14 +39,19 @@ class LiveRun:
 
     def __init__(self, job: Path, home: Path, run: str, options: Sequence[str]) -> None:
         self.folder = RunFolder(home / "runs" / run)
-        command = ["p2p-launch", "run", str(job), "--home", str(home), "--run-id", run, "--json"]
+        self._home = home
         self._errors = home / f"{run}.stderr"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [*command, *options], stdout=subprocess.PIPE, stderr=errors
-            )
+        self._process = self._command("run", str(job), "--run-id", run, *options)
         self._registry: Registry | None = None
+
+    def _command(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with self._errors.open("ab") as errors:
+            return subprocess.Popen(
+                ["p2p-launch", name, *arguments, "--home", str(self._home), "--json"],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
 
     def __enter__(self) -> LiveRun:
         return self
@@ -54,17 +62,10 @@ class LiveRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._registry is not None:
-            self._registry.close()
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                ready = self.folder.read(self.folder.supervisor)
-                if ready is not None:
-                    os.kill(ready["pid"], signal.SIGKILL)
+        self._forget_registry()
+        if self.folder.exists() and self.folder.alive():
+            stop(self.folder)
+        self._process.kill()
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
@@ -99,15 +100,18 @@ class LiveRun:
         return max(steps, default=-1)
 
     def process_of(self, slot: int) -> int | None:
-        """The process that a slot's function runs in, or None while there is none."""
-        try:
+        """The process that a slot's oldest function runs in, or None while there is none."""
+        return next(iter(self.processes_of(slot)), None)
+
+    def processes_of(self, slot: int) -> list[int]:
+        """Those of a slot's functions, the oldest generation first: a member, and who succeeds."""
+        found: dict[int, int] = {}
+        with contextlib.suppress(PlatformUnavailable):  # it is being started again
             for sandbox in self._emulator().sandboxes():
                 event = sandbox["event"]
-                if sandbox["state"] == "busy" and event and event["slot"] == slot:
-                    return int(sandbox["pid"])
-        except PlatformUnavailable:
-            pass  # it is being started again
-        return None
+                if sandbox["state"] == "busy" and event and event.get("slot") == slot:
+                    found[event["generation"]] = int(sandbox["pid"])
+        return [found[generation] for generation in sorted(found)]
 
     def _emulator(self) -> EmulatorClient:
         ready = self.folder.read(self.folder.supervisor)
@@ -119,7 +123,49 @@ class LiveRun:
         """What the command wrote to stderr."""
         return self._errors.read_text("utf-8", "replace")
 
+    def pids(self) -> dict[str, int]:
+        """The processes that the run's supervisor owns, by name, and its own; {} if it is gone."""
+        ready = self.folder.read(self.folder.supervisor)
+        return {} if ready is None else {**ready["pids"], "supervisor": ready["pid"]}
+
+    def _forget_registry(self) -> None:
+        if self._registry is not None:
+            self._registry.close()
+            self._registry = None
+
     # --- faults -----------------------------------------------------------------------------
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to one of `pids`, or to the command that started the run ("launcher")."""
+        pid = self._process.pid if name == "launcher" else self.pids().get(name, 0)
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def attach(self) -> None:
+        """From here on, what shows the run is a new command."""
+        self._replace_command("attach")
+
+    def resume(self) -> None:
+        """Waits until nothing of the run lives, and goes on with it."""
+        until = time.monotonic() + 30.0
+        while self.folder.alive() and time.monotonic() < until:
+            time.sleep(GLANCE_S)
+        self._forget_registry()
+        self._replace_command("resume")
+
+    def _replace_command(self, name: str) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._process = self._command(name, self.folder.id)
+
+    def scale(self, slots: int) -> None:
+        # by the command, as a user would; it returns at once
+        subprocess.run(
+            ["p2p-launch", "scale", self.folder.id, str(slots), "--home", str(self._home)],
+            check=True,
+            capture_output=True,
+        )
 
     def send(self, slot: int, number: signal.Signals) -> bool:
         """A signal to a slot's function; False when there is none."""
@@ -220,6 +266,93 @@ class DeliverTwice:
     def strike(self, run: LiveRun) -> None:
         run.duplicate("next")
         run.send(self.slot, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class KillPart:
+    """SIGKILL for processes that a run consists of besides its functions, all at once."""
+
+    step: int
+    names: tuple[str, ...]
+    """Of "launcher", "relay-0", "relay-1", …, "registry" and "emulator"."""
+
+    def strike(self, run: LiveRun) -> None:
+        for name in self.names:
+            run.kill(name)
+        if "launcher" in self.names:
+            run.attach()
+
+
+@dataclass(frozen=True, slots=True)
+class LoseRegistry:
+    """The registry's server is killed, and comes back empty, or as it was some time ago."""
+
+    step: int
+    older_s: float = 0.0
+    """How much older the records are that it comes back with; 0: it has none at all."""
+
+    def strike(self, run: LiveRun) -> None:
+        data, kept = run.folder.path / "registry", run.folder.path / "registry.kept"
+        if self.older_s:
+            shutil.copytree(data, kept, dirs_exist_ok=True)
+            time.sleep(self.older_s)
+        pid = run.pids().get("registry", 0)
+        if not pid:
+            return
+        os.kill(pid, signal.SIGSTOP)  # so that no successor starts before its data is gone
+        for file in sorted(data.rglob("*")):
+            if file.is_file():
+                file.unlink()
+        if self.older_s:
+            shutil.copytree(kept, data, dirs_exist_ok=True)
+            shutil.rmtree(kept)
+        os.kill(pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class KillEverything:
+    """The supervisor dies, and with it all that it owns, functions included; then `resume`."""
+
+    step: int
+
+    def strike(self, run: LiveRun) -> None:
+        run.kill("supervisor")
+        run.resume()
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """`p2p-launch scale`."""
+
+    step: int
+    slots: int
+
+    def strike(self, run: LiveRun) -> None:
+        run.scale(self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class KillInHandOver:
+    """Waits until a slot has a successor, and kills the old peer, the successor, or both."""
+
+    step: int
+    slot: int
+    which: Literal["old", "new", "both"]
+    after_s: float = 0.0
+    """From when the successor's function was seen."""
+
+    def strike(self, run: LiveRun) -> None:
+        until = time.monotonic() + 60.0
+        while time.monotonic() < until:
+            processes = run.processes_of(self.slot)
+            if len(processes) > 1:
+                time.sleep(self.after_s)
+                chosen = {"old": processes[:1], "new": processes[-1:], "both": processes}
+                for pid in chosen[self.which]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                return
+            time.sleep(GLANCE_S)
 
 
 def play(

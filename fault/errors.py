@@ -51,6 +51,12 @@ class InvalidTask(InputError):
     exit_code = 13
 
 
+class TimeLimitTooShort(InputError):
+    """A function's life is too short for a start and a step."""
+
+    exit_code = 15
+
+
 class ShadowedName(InputError):
     """A file beside the job has the name of one of Mayfly's own packages."""
 
@@ -67,6 +73,18 @@ class RunUnknown(InputError):
     """There is no run with this id."""
 
     exit_code = 21
+
+
+class RunEnded(InputError):
+    """The run is over, so there is nothing to attach to, to scale or to resume."""
+
+    exit_code = 22
+
+
+class RunNotAlive(InputError):
+    """The run has not ended, but nothing of it is running."""
+
+    exit_code = 23
 
 
 # --- the surroundings are at fault: repair them, then retry or resume ----------------------
@@ -155,3 +173,9 @@ class RunStopped(MayflyError):
     """The run was stopped on request."""
 
     exit_code = 50
+
+
+class Detached(MayflyError):
+    """The command ended before the run, which goes on."""
+
+    exit_code = 51

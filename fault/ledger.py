@@ -69,6 +69,19 @@ class Ledger:
         self.target_slots = slots
         return True
 
+    def reopen(self) -> bool:
+        """Lets a run go on that failed, was stopped, or lost all its processes at once.
+
+        To be called by who knows that none of its processes lives. False for a run that is
+        finished, or not there.
+        """
+        if not self.spec or (self.outcome is not None and self.outcome.state == "finished"):
+            return False
+        self.outcome = None
+        for records in (self.suspects, self.accusations, self.leases, self.ready):
+            records.clear()
+        return True
+
     # --- leases -----------------------------------------------------------------------------
 
     def leased(self, peer: Peer, now: float) -> bool:

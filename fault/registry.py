@@ -214,6 +214,10 @@ class Registry:
         """Sets how many slots the run should have; False when it ended or is not there."""
         return bool(self._operate("scale", slots, codec.pack({"slots": slots})))
 
+    def reopen(self) -> bool:
+        """Lets a run go on of which no process lives; False if it is finished or not there."""
+        return bool(self._operate("reopen", codec.pack({})))
+
     # --- leases -----------------------------------------------------------------------------
 
     def contact(self, contact: Contact) -> Snapshot:

@@ -32,6 +32,7 @@ from launcher.home import Home, RunFolder, writing_to
 from launcher.options import Options
 from launcher.platform import Platform
 from launcher.preflight import Findings, reported
+from launcher.preload import imports_of
 from launcher.processes import FUNCTION, START_SECONDS
 from p2p.peer import event_payload
 from p2p.spec import RunSpec
@@ -63,13 +64,18 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
             "time_limit_s": options.time_limit_s,
             "memory_mb": options.memory_mb,
             "threads": options.threads,
+            "relays": options.relays,
+            "start": options.start,
+            "preload": imports_of(job),
+            "listen": options.listen,
             "timing": asdict(options.timing),
         }
         folder.write(folder.plan, plan)
-        supervisor = _start_supervisor(folder)  # it comes up while the job is looked at
+        supervisor = start_supervisor(folder)  # it comes up while the job is looked at
         findings = _preflight(folder, job, options, supervisor)
         options.check_kills(findings.steps)
-        ready = _wait_until_up(folder, supervisor)
+        options.check_time_limit(findings.import_s, findings.build_s, findings.step_s)
+        ready = wait_until_up(folder, supervisor)
         folder.write(folder.plan, {**plan, "samples": findings.samples, "steps": findings.steps})
         # the supervisor read the plan before the job was known; it looks again at the end
         spec = _spec(folder, options, job, findings, ready)
@@ -77,7 +83,7 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt) or _was_stopped(folder)
         if supervisor is not None:
-            _end(supervisor)
+            end_supervisor(supervisor)
         home.remove(folder)
         if stopped:
             raise RunStopped(f"run {run} was stopped before it began") from None
@@ -100,7 +106,7 @@ def _was_stopped(folder: RunFolder) -> bool:
     return failure is not None and failure["error"] == RunStopped.__name__
 
 
-def _end(supervisor: subprocess.Popen[bytes]) -> None:
+def end_supervisor(supervisor: subprocess.Popen[bytes]) -> None:
     supervisor.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         supervisor.wait(10.0)
@@ -108,7 +114,7 @@ def _end(supervisor: subprocess.Popen[bytes]) -> None:
     supervisor.wait()
 
 
-def _start_supervisor(folder: RunFolder) -> subprocess.Popen[bytes]:
+def start_supervisor(folder: RunFolder) -> subprocess.Popen[bytes]:
     with writing_to(folder.path), (folder.logs / "supervisor.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "launcher.supervisor", str(folder.path)],
@@ -119,7 +125,7 @@ def _start_supervisor(folder: RunFolder) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait_until_up(folder: RunFolder, supervisor: subprocess.Popen[bytes]) -> dict[str, Any]:
+def wait_until_up(folder: RunFolder, supervisor: subprocess.Popen[bytes]) -> dict[str, Any]:
     until = time.monotonic() + 2 * START_SECONDS
     while time.monotonic() < until:
         ready = folder.read(folder.supervisor)
@@ -213,6 +219,7 @@ def _launch(folder: RunFolder, spec: RunSpec, ready: dict[str, Any]) -> None:
     registry = Registry(ready["registry"], spec.run, spec.timing, timeout_s=5.0)
     platform = Platform(FUNCTION, ready["endpoint"])
     try:
+        folder.write_text(folder.spec, spec.to_json())
         if not registry.create(spec.to_json(), spec.slots):
             raise RunExists(f"the registry at {registry.where} has a run {spec.run} already")
         try:

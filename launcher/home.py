@@ -9,11 +9,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fault.errors import InputError, RunExists, RunUnknown, StorageFull, StorageUnavailable
+from fault.registry import Event
 
 HOME_VARIABLE = "MAYFLY_HOME"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -40,6 +41,8 @@ class RunFolder:
         self.id = path.name
         self.plan = path / "run.json"
         """What the launcher asked for; read by the supervisor."""
+        self.spec = path / "spec.json"
+        """What the run is (`p2p.spec`); there from the moment at which it exists."""
         self.supervisor = path / "supervisor.json"
         """Written by the supervisor when everything it owns is up."""
         self.failure = path / "failure.json"
@@ -65,11 +68,31 @@ class RunFolder:
         return value
 
     def write(self, file: Path, value: dict[str, Any]) -> None:
-        """Whole or not at all."""
+        """A JSON object, whole or not at all."""
+        self.write_text(file, json.dumps(value, indent=1) + "\n")
+
+    def write_text(self, file: Path, text: str) -> None:
         draft = file.with_name(f".{file.name}.{os.getpid()}")
         with writing_to(self.path):
-            draft.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+            draft.write_text(text, "utf-8")
             draft.replace(file)
+
+    def spec_text(self) -> str:
+        """The run's spec as JSON; empty for a run that never began."""
+        try:
+            return self.spec.read_text("utf-8")
+        except FileNotFoundError:
+            return ""
+
+    def read_events(self) -> Iterator[Event]:
+        """What happened so far, as far as it was written; the last line may be cut off."""
+        try:
+            lines = self.events.read_text("utf-8", "replace").splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            with suppress(ValueError, TypeError):
+                yield Event(**json.loads(line))
 
     def remove_sockets(self) -> None:
         """Servers that were killed leave theirs behind."""

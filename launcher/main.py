@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
 
-from fault.errors import InputError, MayflyError, RegistryUnavailable, RunStopped
+from fault.errors import Detached, InputError, MayflyError, RegistryUnavailable
 from fault.records import Timing
 from fault.registry import Registry
-from launcher import runs
+from launcher import resuming, runs
 from launcher.home import Home, RunFolder
 from launcher.logs import entries
 from launcher.progress import Bar, Plain, Quiet
@@ -30,6 +32,7 @@ HomeOption = Annotated[
 ]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON line on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
 @app.command()
@@ -50,13 +53,22 @@ def run(
     registry: Annotated[str, typer.Option(help="redis://… to use instead of an own one.")] = "",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     threads: Annotated[int, typer.Option(help="Threads per function; part of the result.")] = 1,
+    relays: Annotated[int, typer.Option(help="Relays that the peers speak through.")] = 1,
+    start: Annotated[str, typer.Option(help="Of functions: cold, warm or snapshot.")] = "warm",
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the emulator listens, on loopback.")
+    ] = "127.0.0.1:0",
     patience: Annotated[
         float, typer.Option(help="Seconds without progress before a peer counts as hung.")
     ] = Timing().patience_s,
+    timing: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SECONDS", hidden=True, help="Of the protocol, for experiments."),
+    ] = None,
     home: HomeOption = None,
     run_id: Annotated[str, typer.Option(help="A name for the run.")] = "",
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run a job to its end."""
     options = runs.Options(
@@ -71,25 +83,51 @@ def run(
         registry,
         checkpoint_every,
         threads,
-        Timing(patience_s=patience),
+        relays,
+        start,
+        listen,
+        _timing(timing or [], patience),
     )
     folder = runs.create(Home(home), run_id or runs.new_run_id(job), options)
-    try:  # from here on there is a run, which a Ctrl-C must stop
-        if not quiet:
-            print(f"run {folder.id} in {folder.path}", file=sys.stderr)
-        steps = int((folder.read(folder.plan) or {}).get("steps", 0))
-        display = Quiet(steps) if quiet else Bar(steps) if sys.stderr.isatty() else Plain(steps)
-        with display:
-            summary = runs.follow(folder, display.show)
-    except KeyboardInterrupt:
-        print(f"stopping run {folder.id}", file=sys.stderr)
-        runs.stop(folder)
-        raise RunStopped(f"run {folder.id} was stopped") from None
-    if as_json:
-        print(json.dumps(summary), flush=True)
-    runs.check_ended_well(summary)
-    if not as_json and not quiet:
-        _tell(summary)
+    _watch(folder, as_json, quiet)
+
+
+@app.command()
+def attach(
+    run: RunArgument,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Watch a run that is going on, to its end."""
+    folder = Home(home).find(run)
+    runs.check_alive(folder)
+    _watch(folder, as_json, quiet)
+
+
+@app.command()
+def resume(
+    run: RunArgument,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Go on with a run that was stopped, failed, or lost all its processes."""
+    folder = Home(home).find(run)
+    resuming.resume(folder)
+    _watch(folder, as_json, quiet)
+
+
+@app.command()
+def scale(
+    run: RunArgument,
+    slots: Annotated[int, typer.Argument(metavar="N", help="1 to the number of shards.")],
+    home: HomeOption = None,
+) -> None:
+    """Change how many peers a run has, while it is running."""
+    folder = Home(home).find(run)
+    runs.scale(folder, slots)
+    print(f"run {run} is to have {slots} slots", file=sys.stderr)
 
 
 @app.command()
@@ -152,6 +190,41 @@ def rm(run: RunArgument, home: HomeOption = None) -> None:
             registry.close()
 
 
+def _watch(folder: RunFolder, as_json: bool, quiet: bool) -> None:
+    """Shows a run to its end. From here on a Ctrl-C ends the watching, and not the run."""
+    try:
+        if not quiet:
+            print(f"run {folder.id} in {folder.path}", file=sys.stderr)
+        steps = int((folder.read(folder.plan) or {}).get("steps", 0))
+        display = Quiet(steps) if quiet else Bar(steps) if sys.stderr.isatty() else Plain(steps)
+        with display:
+            summary = runs.follow(folder, display.show)
+    except KeyboardInterrupt:
+        raise Detached(
+            f"run {folder.id} goes on: 'p2p-launch attach {folder.id}' shows it again, "
+            f"'p2p-launch stop {folder.id}' ends it"
+        ) from None
+    if as_json:
+        print(json.dumps(summary), flush=True)
+    runs.check_ended_well(summary)
+    if not as_json and not quiet:
+        _tell(summary)
+
+
+def _timing(given: list[str], patience: float) -> Timing:
+    values = {field.name for field in fields(Timing)}
+    chosen = {"patience_s": patience}
+    for each in given:
+        name, _, value = each.partition("=")
+        if name not in values:
+            raise InputError(f"--timing {each}: there is no {name!r}; there are {sorted(values)}")
+        try:
+            chosen[name] = float(value)
+        except ValueError:
+            raise InputError(f"--timing {each}: write it as NAME=SECONDS") from None
+    return Timing(**chosen)
+
+
 def _settings(given: list[str]) -> dict[str, str]:
     settings: dict[str, str] = {}
     for each in given:
@@ -204,7 +277,10 @@ def _tell(summary: dict[str, Any]) -> None:
     print(f"state        {summary['digest']}")
     print(f"invocations  {invocations['total']}, {invocations['cold']} of them cold")
     lost = f", stalls {', '.join(f'{stall:.0f} ms' for stall in stalls)}" if stalls else ""
-    print(f"deaths       {summary['deaths']}, steps lost 0{lost}", flush=True)
+    print(f"deaths       {summary['deaths']}, steps lost 0{lost}")
+    handed = summary["stall_ms"]["handover"]
+    typical = f", stall {median(handed):.0f} ms (median)" if handed else ""
+    print(f"hand-overs   {summary['handovers']}{typical}", flush=True)
 
 
 def main() -> int:

@@ -8,9 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fault.errors import InputError
+from fault.errors import InputError, TimeLimitTooShort
 from fault.records import Timing
 from p2p.spec import COLLECTIVES, SHARDS_LIMIT
+
+STARTS = ("cold", "warm", "snapshot")
+"""A new process each time; one that is free, or a new one; one that is free, or a fork of a process
+that has everything imported."""
+RELAYS_LIMIT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,11 @@ class Options:
     registry: str = ""
     checkpoint_every: int = 50
     threads: int = 1
+    relays: int = 1
+    start: str = "warm"
+    """How functions start when none is free: see `STARTS`."""
+    listen: str = "127.0.0.1:0"
+    """Where the emulator listens; port 0 for any that is free."""
     timing: Timing = field(default_factory=Timing)
 
     def __post_init__(self) -> None:
@@ -49,6 +59,11 @@ class Options:
             (self.checkpoint_every >= 1, "--checkpoint-every must be 1 at least"),
             (self.threads >= 1, "--threads must be 1 at least"),
             (
+                1 <= self.relays <= RELAYS_LIMIT,
+                f"--relays {self.relays}: there can be 1 to {RELAYS_LIMIT}",
+            ),
+            (self.start in STARTS, f"--start {self.start}: it is one of {', '.join(STARTS)}"),
+            (
                 self.collective in COLLECTIVES,
                 f"--collective {self.collective}: it is one of {', '.join(COLLECTIVES)}",
             ),
@@ -64,6 +79,17 @@ class Options:
         for slot, step in self.kills:
             if step >= steps:
                 raise InputError(f"--kill {slot}@{step}: the run's steps are 0 to {steps - 1}")
+
+    def check_time_limit(self, import_s: float, build_s: float, step_s: float) -> None:
+        """Once the job has been looked at. Raises TimeLimitTooShort, with what was measured."""
+        boot_s = build_s if self.start == "snapshot" else import_s + build_s
+        needed_s = boot_s + step_s + self.timing.deadline_slack_s
+        if self.time_limit_s < needed_s:
+            raise TimeLimitTooShort(
+                f"--time-limit {self.time_limit_s:g}: on this machine a function needs "
+                f"{boot_s:.1f} s to start and {step_s:.2f} s for a step with all peers there, so "
+                f"it would never get one done; give it {2 * boot_s + 2 * needed_s:.0f} s or more"
+            )
 
 
 def new_run_id(job: Path) -> str:

@@ -11,13 +11,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fault import errors
 from fault.errors import InvalidTask, MayflyError, TaskRaised
+from launcher.preload import imports_of
+
+if TYPE_CHECKING:
+    from p2p.algorithm import Algorithm
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +35,30 @@ class Findings:
     samples: int
     seed: int
     job_digest: str
+    import_s: float
+    """What importing torch, Mayfly and the modules that the job names took."""
+    build_s: float
+    """What building the task and probing it took."""
+    step_s: float
+    """What a shard's contribution and applying a mean took."""
 
 
 def inspect(job: Path, shards: int, settings: Mapping[str, str], threads: int) -> Findings:
     """Loads the job and computes a little of it. Raises what is wrong with it."""
+    began = time.monotonic()
     from p2p.algorithm import GradientAveraging
-    from p2p.job import job_digest, load_task, user_trace
+    from p2p.job import load_task, user_trace
     from p2p.plan import Plan
     from p2p.seeding import configure_determinism
+    from p2p.spec import job_digest
     from p2p.state import TrainingState
 
-    configure_determinism(threads)
     digest = job_digest(job)
+    configure_determinism(threads)
+    for name in imports_of(job):
+        with suppress(Exception):  # running the job will tell
+            import_module(name)
+    imported = time.monotonic()
     task = load_task(job, settings)
     plan = Plan(
         len(task.dataset),
@@ -52,7 +71,9 @@ def inspect(job: Path, shards: int, settings: Mapping[str, str], threads: int) -
     )
     try:
         state = TrainingState(task)
-        GradientAveraging(task, state, plan).rehearse(lambda: None)
+        built = time.monotonic()
+        algorithm = GradientAveraging(task, state, plan)
+        algorithm.rehearse(lambda: None)
     except MayflyError:
         raise
     except Exception as error:
@@ -63,7 +84,29 @@ def inspect(job: Path, shards: int, settings: Mapping[str, str], threads: int) -
                 f"{job.name} raised {reason} while its first batch was computed", trace
             ) from error
         raise InvalidTask(f"the first batch of {job.name} cannot be computed: {reason}") from error
-    return Findings(plan.steps, plan.samples, task.seed, digest)
+    first_s, step_s = _time_of_a_step(algorithm), _time_of_a_step(algorithm)
+    return Findings(
+        plan.steps,
+        plan.samples,
+        task.seed,
+        digest,
+        # torch imports a part of itself with the first step of an optimizer
+        import_s=imported - began + max(0.0, first_s - step_s),
+        build_s=built - imported + step_s,
+        step_s=step_s,
+    )
+
+
+def _time_of_a_step(algorithm: Algorithm) -> float:
+    """Of one peer when all are there; of the largest shard, with its share of the summing left out.
+
+    0 when the optimizer raises: the run will say so, with the step.
+    """
+    began = time.monotonic()
+    with suppress(Exception):
+        algorithm.apply(algorithm.contribution(0, lambda: None))
+        return time.monotonic() - began
+    return 0.0
 
 
 def report(error: MayflyError) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from launcher.home import RunFolder, writing_to
 from launcher.registry_server import RegistryServer, short_folder
 
 START_SECONDS = 20.0
-RELAY_NAME = "relay-0.sock"
+RELAY_NAME = "relay-{}.sock"
 FUNCTION = "mayfly"
 
 # what the numerical libraries read when they are loaded; one thread is what is deterministic
@@ -36,14 +36,19 @@ class Processes:
         self._environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
         with writing_to(folder.path):
             self._registry = None if plan["registry"] else RegistryServer(folder.path)
-        relay = short_folder(folder.path, len(RELAY_NAME)) / RELAY_NAME
-        self._relay_endpoint = f"ipc://{relay}"
-        self._relay_ready = folder.path / "relay.ready"
-        bind = ["p2p.transport.relay", "--bind", self._relay_endpoint]
-        self._relay = self._child("relay", bind, self._relay_ready)
+        self._relay_endpoints = []
+        self._relays: list[tuple[Child, Path]] = []
+        """With the file in which each says that it is ready."""
+        for number in range(plan["relays"]):
+            name = RELAY_NAME.format(number)
+            endpoint = f"ipc://{short_folder(folder.path, len(name)) / name}"
+            ready = folder.path / f"relay-{number}.ready"
+            bind = ["p2p.transport.relay", "--bind", endpoint]
+            self._relay_endpoints.append(endpoint)
+            self._relays.append((self._child(f"relay-{number}", bind, ready), ready))
         self._functions = folder.path / "functions.json"
         self._emulator_ready = folder.path / "emulator.ready"
-        self._emulator = self._new_emulator("127.0.0.1:0")
+        self._emulator = self._new_emulator(plan["listen"])
         self.endpoint = ""
         """Where functions are invoked; known from `start` on."""
 
@@ -55,12 +60,15 @@ class Processes:
 
     def start(self) -> None:
         """Raises what keeps a part from starting."""
+        self.remove_traces()  # of a former supervisor that was killed
         if self._registry is not None:
             self._registry.start()
         self._write_functions()
-        self._relay.ensure()
+        for relay, _ in self._relays:
+            relay.ensure()
         self._emulator.ensure()
-        self._wait_for(self._relay_ready, self._relay)
+        for relay, ready_file in self._relays:
+            self._wait_for(ready_file, relay)
         self._wait_for(self._emulator_ready, self._emulator)
         ready = self._folder.read(self._emulator_ready) or {}
         self.endpoint = ready["endpoint"]
@@ -68,11 +76,11 @@ class Processes:
         running, address = self._emulator, self.endpoint.removeprefix("http://")
         self._emulator = self._new_emulator(address)
         self._emulator.adopt(running)
-        self._announce()
 
     def restart_what_died(self, emulator_restarted: Callable[[], None]) -> None:
         """Says so when it was the emulator, since all that ran in it is gone as well."""
-        changed = self._relay.ensure()
+        restarted = [relay.ensure() for relay, _ in self._relays]
+        changed = any(restarted)
         if self._emulator.ensure():
             changed = True
             emulator_restarted()
@@ -82,12 +90,13 @@ class Processes:
             with contextlib.suppress(MayflyError):
                 self._registry.start()
         if changed:
-            self._announce()
+            self.announce()
 
     def stop_functions(self) -> None:
-        """And the relay they speak through."""
+        """And the relays they speak through."""
         self._emulator.stop()
-        self._relay.stop()
+        for relay, _ in self._relays:
+            relay.stop()
 
     def stop_registry(self) -> None:
         if self._registry is not None:
@@ -95,21 +104,23 @@ class Processes:
 
     def remove_traces(self) -> None:
         """Whatever in the run's folder means something only while they live."""
-        for left in (self._folder.supervisor, self._relay_ready, self._emulator_ready):
+        ready_files = [ready for _, ready in self._relays]
+        for left in (self._folder.supervisor, self._emulator_ready, *ready_files):
             left.unlink(missing_ok=True)
         self._folder.remove_sockets()
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
+        """Tells where everything is, and that the run can be spoken to."""
         self._folder.write(
             self._folder.supervisor,
             {
                 "pid": os.getpid(),
                 "registry": self.registry_url,
-                "relays": [self._relay_endpoint],
+                "relays": self._relay_endpoints,
                 "endpoint": self.endpoint,
                 "pids": {
                     "registry": self._registry.pid if self._registry is not None else 0,
-                    "relay": self._relay.pid,
+                    **{relay.name: relay.pid for relay, _ in self._relays},
                     "emulator": self._emulator.pid,
                 },
             },

@@ -37,6 +37,11 @@ class Revival:
 
     timing: Timing
     _memberless_since: float = field(default=float("inf"))
+    _all_died: bool = False
+
+    def platform_died(self) -> None:
+        """All functions ran in it, so whoever still holds a lease is dead."""
+        self._all_died = True
 
     def outage(self) -> None:
         """The registry did not answer: what it said before no longer counts."""
@@ -45,11 +50,17 @@ class Revival:
     def slots_to_grant(self, snapshot: Snapshot, now: float) -> list[tuple[int, int]]:
         members = snapshot.view.members if snapshot.view is not None else ()
         if snapshot.outcome is not None or any(peer in snapshot.leased for peer in members):
+            if self._memberless_since < float("inf"):
+                self._all_died = False  # these members came after
             self._memberless_since = float("inf")
             return []
         self._memberless_since = min(self._memberless_since, now)
         departed = bool(members) and all(peer in snapshot.departed for peer in members)
-        if not departed and now - self._memberless_since < 3 * self.timing.lease_ttl_s:
+        if (
+            not departed
+            and not self._all_died
+            and now - self._memberless_since < 3 * self.timing.lease_ttl_s
+        ):
             return []
         return open_slots(snapshot, self.timing)
 

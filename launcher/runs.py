@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from fault import errors
-from fault.errors import MayflyError, RegistryUnavailable, RunFailed, RunStopped, Unavailable
+from fault.errors import (
+    InputError,
+    MayflyError,
+    RegistryUnavailable,
+    RunEnded,
+    RunFailed,
+    RunNotAlive,
+    RunStopped,
+    Unavailable,
+)
 from fault.records import Outcome, Timing
 from fault.registry import Event, Registry
 from launcher.creation import create
@@ -58,8 +67,8 @@ def follow(folder: RunFolder, show: Show) -> dict[str, Any]:
     if summary is None:
         folder.remove_sockets()
         raise Unavailable(
-            f"the supervisor of run {folder.id} is gone and the run has not ended; "
-            f"its checkpoints are in {folder.checkpoints}"
+            f"the supervisor of run {folder.id} is gone and the run has not ended: "
+            f"'p2p-launch resume {folder.id}' goes on from its newest checkpoint"
         )
     return summary
 
@@ -75,6 +84,43 @@ def check_ended_well(summary: Mapping[str, Any]) -> None:
     if summary["trace"] and issubclass(kind, RunFailed | errors.TaskRaised):
         raise kind(reason, summary["trace"])
     raise kind(reason)
+
+
+def check_alive(folder: RunFolder) -> None:
+    """Raises RunEnded for a run that is over, RunNotAlive for one that has lost its processes."""
+    if folder.alive():
+        return
+    summary = folder.read(folder.summary)
+    if summary is None:
+        raise RunNotAlive(
+            f"nothing of run {folder.id} is running, and it has not ended: "
+            f"'p2p-launch resume {folder.id}' goes on"
+        )
+    raise RunEnded(
+        f"run {folder.id} is over ({summary['state']}): 'p2p-launch status {folder.id}' says how"
+    )
+
+
+def scale(folder: RunFolder, slots: int) -> None:
+    """Sets how many slots the run should have; returns at once, the members see to it.
+
+    Raises RunEnded, RunNotAlive, and InputError for a number that the run cannot have.
+    """
+    check_alive(folder)
+    plan, ready = folder.read(folder.plan) or {}, folder.read(folder.supervisor)
+    if not 1 <= slots <= plan["shards"]:
+        raise InputError(
+            f"run {folder.id} has {plan['shards']} shards: it can have 1 to as many "
+            f"slots, and not {slots}"
+        )
+    if ready is None or not folder.spec_text():
+        raise RunNotAlive(f"run {folder.id} is just starting: try again in a moment")
+    registry = Registry(ready["registry"], folder.id, Timing(**plan["timing"]))
+    try:
+        if not registry.scale(slots):
+            raise RunEnded(f"run {folder.id} is over")
+    finally:
+        registry.close()
 
 
 def stop(folder: RunFolder) -> None:
@@ -142,10 +188,12 @@ def run(
 __all__ = [
     "MayflyError",
     "Options",
+    "check_alive",
     "check_ended_well",
     "create",
     "follow",
     "new_run_id",
     "run",
+    "scale",
     "stop",
 ]

@@ -82,6 +82,9 @@ class Story:
     def _on_outcome(self, event: Event) -> None:
         self.outcome = event.fields
 
+    def _on_resumed(self, event: Event) -> None:
+        self.outcome = {}
+
     # --- figures ----------------------------------------------------------------------------
 
     def step_seconds(self) -> float:

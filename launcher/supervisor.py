@@ -42,6 +42,7 @@ from launcher.home import RunFolder, writing_to
 from launcher.platform import Platform
 from launcher.preflight import report
 from launcher.processes import FUNCTION, Processes
+from launcher.resuming import reopen
 from launcher.revival import Boots, Revival, Standstill
 from launcher.summary import Story, summarize
 from p2p.core import verdict_on
@@ -69,7 +70,7 @@ class Supervisor:
             raise InputError(f"{folder.path} is no run's folder")
         self._plan: dict[str, Any] = plan
         self._processes = Processes(folder, plan)
-        timing = Timing(**plan["timing"])
+        self._timing = timing = Timing(**plan["timing"])
         self._registry = Registry(self._processes.registry_url, plan["run"], timing)
         self._revival = Revival(timing)
         self._boots = Boots()
@@ -77,6 +78,9 @@ class Supervisor:
         self._blame = Blame(self._boots, self._standstill)
         self._story = Story()
         self._last_event = "0-0"
+        for event in folder.read_events():  # of a run that is resumed
+            self._last_event = event.id
+            self._story.take([event])
 
     # --- watch ------------------------------------------------------------------------------
 
@@ -84,10 +88,12 @@ class Supervisor:
         """Starts everything; returns when the run has ended, one way or another."""
         self._check_room()
         self._processes.start()
+        reopen(self._folder, self._registry, self._timing)
+        self._processes.announce()
         while not self._stopping():
             time.sleep(POLL_S)
             self._check_room()
-            self._processes.restart_what_died(self._blame.emulator_restarted)
+            self._processes.restart_what_died(self._emulator_restarted)
             try:
                 if self._look():
                     return
@@ -110,6 +116,10 @@ class Supervisor:
             return False
         self._story.outcome = asdict(snapshot.outcome)
         return True
+
+    def _emulator_restarted(self) -> None:
+        self._blame.emulator_restarted()
+        self._revival.platform_died()
 
     def _stop(self) -> None:
         outcome = Outcome("stopped", self._story.step, "", "RunStopped", "on request")

@@ -26,10 +26,10 @@ from p2p.actions import Apply, Compute, LoadState, TakeImage, WritePieces
 from p2p.algorithm import GradientAveraging, probe
 from p2p.core import Core
 from p2p.final import write_final
-from p2p.job import job_digest, load_task, user_trace
+from p2p.job import load_task, user_trace
 from p2p.plan import Plan
 from p2p.seeding import configure_determinism
-from p2p.spec import RunSpec
+from p2p.spec import RunSpec, job_digest
 from p2p.state import TrainingState, digest_of
 
 Call = Callable[[Core, float], None]

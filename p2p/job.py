@@ -10,19 +10,18 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from fault.errors import (
     InputError,
-    JobNotFound,
     MayflyError,
     NoTask,
     ShadowedName,
     TaskRaised,
 )
 from p2p.seeding import BEFORE_STEPS, NO_SHARD, seeded
+from p2p.spec import job_source
 from p2p.task import Task
 
 OUR_NAMES = ("p2p", "checkpoint", "fault", "launcher", "chaos")
@@ -31,11 +30,6 @@ MODULE_NAME = "mayfly_job"
 _OUR_FOLDER = Path(__file__).resolve().parent.parent
 _TRUTHS = {"true": True, "yes": True, "on": True, "1": True}
 _TRUTHS |= {"false": False, "no": False, "off": False, "0": False}
-
-
-def job_digest(job: Path) -> str:
-    """SHA-256 of the job file. Raises JobNotFound."""
-    return sha256(_source(job)).hexdigest()
 
 
 def load_task(job: Path, settings: Mapping[str, str]) -> Task:
@@ -48,7 +42,7 @@ def load_task(job: Path, settings: Mapping[str, str]) -> Task:
     Raises JobNotFound, NoTask, ShadowedName, TaskRaised with the user's part of the traceback,
     InvalidTask, and InputError for a setting that `task()` has no parameter for.
     """
-    source = _source(job)
+    source = job_source(job)
     job = job.resolve()
     _refuse_shadows(job)
     if str(job.parent) not in sys.path:
@@ -98,15 +92,6 @@ def _is_users(filename: str, folder: Path) -> bool:
     path = Path(filename).resolve()
     ours = any(path.is_relative_to(_OUR_FOLDER / name) for name in OUR_NAMES)
     return path.is_relative_to(folder) and not ours and "site-packages" not in path.parts
-
-
-def _source(job: Path) -> bytes:
-    try:
-        return job.read_bytes()
-    except FileNotFoundError:
-        raise JobNotFound(f"there is no file {job}") from None
-    except OSError as error:
-        raise JobNotFound(f"{job} cannot be read: {error.strerror}") from None
 
 
 def _refuse_shadows(job: Path) -> None:

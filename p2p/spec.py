@@ -8,16 +8,33 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fault.errors import InputError, Refused
+from fault.errors import InputError, JobNotFound, Refused
 from fault.records import Timing
 from p2p.transport.wire import VERSION as WIRE_VERSION
 
 Collective = Literal["ring", "butterfly"]
 COLLECTIVES: tuple[str, ...] = get_args(Collective)
 SHARDS_LIMIT = 64
+
+
+def job_source(job: Path | str) -> bytes:
+    """The job file's bytes. Raises JobNotFound."""
+    try:
+        return Path(job).read_bytes()
+    except FileNotFoundError:
+        raise JobNotFound(f"there is no file {job}") from None
+    except OSError as error:
+        raise JobNotFound(f"{job} cannot be read: {error.strerror}") from None
+
+
+def job_digest(job: Path | str) -> str:
+    """SHA-256 of the job file. Raises JobNotFound."""
+    return sha256(job_source(job)).hexdigest()
 
 
 def mayfly_version() -> str:

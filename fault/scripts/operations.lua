@@ -18,6 +18,16 @@ function operations.scale() -- slots, event
   return 1
 end
 
+function operations.reopen() -- event
+  if not exists() then return 0 end
+  local outcome = call('HGET', HEAD, 'outcome')
+  if outcome and unpack_blob(outcome)[1] == 'finished' then return 0 end
+  call('HDEL', HEAD, 'outcome')
+  call('DEL', SUSPECTS, ACCUSATIONS, LEASES, READY)
+  append('resumed', '', a[1])
+  return 1
+end
+
 function operations.contact() -- peer, doing, its step, ready, {{accused, kind}, …}
   local peer = a[1]
   if may_hold_lease(peer) then

@@ -23,6 +23,7 @@ from fault.records import (
     Contact,
     Doing,
     Outcome,
+    OutcomeState,
     Peer,
     Proposal,
     ProposalKind,
@@ -164,6 +165,10 @@ class Pair:
         if self.both("scale", slots, timed=False) and slots != before:
             self.events.append(("scaled", str(slots)))
 
+    def reopen(self) -> None:
+        if self.both("reopen", timed=False):
+            self.events.append(("resumed", ""))
+
     def grant(self) -> None:
         draw = self.random
         slot = draw.randint(-1, 4) if draw.random() < 0.1 else draw.randrange(self.slots)
@@ -240,7 +245,8 @@ class Pair:
 
     def finish(self) -> None:
         first = self.ledger.outcome is None
-        self.both("finish", Outcome("failed", self.random.randrange(9), "d", "E"), timed=False)
+        state = self.random.choice(get_args(OutcomeState))
+        self.both("finish", Outcome(state, self.random.randrange(9), "d", "E"), timed=False)
         if first:
             self.events.append(("outcome", ""))
 
@@ -271,6 +277,7 @@ WEIGHTS = {
     Pair.leave: 6,
     Pair.restore: 2,
     Pair.scale: 2,
+    Pair.reopen: 0.5,
     Pair.blame: 3,
     Pair.checkpointed: 2,
     Pair.admit_hardware: 1,
@@ -322,7 +329,7 @@ def test_everything_was_tried() -> None:
     """Every operation was accepted and refused, and every ground held and did not."""
     if not all((name, True) in tried for name in ("create", "propose")):
         pytest.skip("needs the sequences of this module to have run before it, in one process")
-    both = ("create", "scale", "grant", "claim", "propose", "restore", "leave")
+    both = ("create", "scale", "reopen", "grant", "claim", "propose", "restore", "leave")
     assert [(name, done) for name in both for done in (True, False) if tried[name, done] < 20] == []
     kinds = [*get_args(ProposalKind), *get_args(RemovalKind)]
     assert [
