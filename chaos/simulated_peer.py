@@ -45,8 +45,8 @@ class SimulatedPeer:
             world.timing,
             world.new_id,
             CHECKPOINT_EVERY,
-            predecessor,
-            world.now + time_limit_s,
+            predecessor=predecessor,
+            deadline=world.now + time_limit_s,
         )
         self.core_runs = False
         self._boot_watch = BootWatch()

@@ -47,9 +47,9 @@ class Blame:
             for ended in emulator.ended(self._heard):
                 self._heard = ended["index"]
                 event, cause = ended["event"] or {}, ended["cause"]
-                if cause == "ok":
+                if cause == "ok" or "slot" not in event:
                     continue
-                slot, generation = event.get("slot", -1), event.get("generation", -1)
+                slot, generation = event["slot"], event["generation"]
                 out_of_memory = cause == "out of memory"
                 error = "OutOfMemory" if out_of_memory else "BootFailed"
                 self._boots.failed(f"{slot}.{generation}", ended.get("detail") or cause, error)

@@ -208,6 +208,7 @@ def _spec(
         checkpoints=folder.checkpoints.as_uri(),
         collective="butterfly" if options.collective == "butterfly" else "ring",
         checkpoint_every=options.checkpoint_every,
+        evaluate_every=findings.evaluate_every,
         function=FUNCTION,
         threads=options.threads,
         kills=options.kills,

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.logs import beginning
-from launcher.platform import Platform
+from launcher.platform import EVALUATION_SUFFIX, Platform
 from p2p.peer import Invocation, live
 
+if TYPE_CHECKING:
+    from p2p.evaluation import Evaluator
+
+EVALUATION_NICENESS = 10
+"""Whoever shares a machine with peers gives way to them."""
+
 _start = "cold"
+_evaluator: Evaluator | None = None
 
 
 def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:
@@ -19,10 +26,26 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:
     start, _start = _start, "warm"
     # `p2p-launch logs --slot` finds by this line which slot a log is about
     print(beginning(event["slot"], event["generation"]) + f", {start} start", flush=True)
-    platform = Platform(os.environ["AWS_LAMBDA_FUNCTION_NAME"])
+    function = os.environ["AWS_LAMBDA_FUNCTION_NAME"]
+    peers, evaluations = Platform(function), Platform(function + EVALUATION_SUFFIX)
+
+    def invoke(payload: dict[str, Any]) -> None:
+        (peers if "slot" in payload else evaluations).invoke(payload)
+
     invocation = Invocation(
         **event,
         deadline=time.monotonic() + context.get_remaining_time_in_millis() / 1000,
         start=start,
     )
-    return live(invocation, platform.invoke)
+    return live(invocation, invoke)
+
+
+def evaluate(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Evaluates one state; the event is `p2p.peer.evaluation_payload`."""
+    global _evaluator
+    if _evaluator is None:
+        from p2p.evaluation import Evaluator
+
+        os.setpriority(os.PRIO_PROCESS, 0, EVALUATION_NICENESS)
+        _evaluator = Evaluator()
+    return _evaluator.evaluate(event["run"], event["registry"], event["step"])

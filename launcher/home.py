@@ -50,6 +50,8 @@ class RunFolder:
         self.summary = path / "summary.json"
         """How the run ended; written once, when nothing of it is left."""
         self.events = path / "events.jsonl"
+        self.metrics = path / "metrics.jsonl"
+        """What evaluations found, a line each."""
         self.lock = path / "supervisor.lock"
         self.logs = path / "logs"
         self.function_logs = path / "logs" / "functions"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL_LAMBDA"
 """boto3's own; the emulator sets it for its functions."""
+EVALUATION_SUFFIX = "-evaluate"
+"""The function that evaluates is named like the one that trains, and this."""
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
 _PASSING = frozenset(

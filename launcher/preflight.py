@@ -35,6 +35,8 @@ class Findings:
     samples: int
     seed: int
     job_digest: str
+    evaluate_every: int
+    """Steps of an epoch, if the task evaluates."""
     import_s: float
     """What importing torch, Mayfly and the modules that the job names took."""
     build_s: float
@@ -90,6 +92,7 @@ def inspect(job: Path, shards: int, settings: Mapping[str, str], threads: int) -
         plan.samples,
         task.seed,
         digest,
+        plan.steps_per_epoch if task.evaluate is not None else 0,
         # torch imports a part of itself with the first step of an optimizer
         import_s=imported - began + max(0.0, first_s - step_s),
         build_s=built - imported + step_s,

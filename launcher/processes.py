@@ -17,11 +17,13 @@ from typing import Any
 from fault.errors import MayflyError, PlatformUnavailable
 from launcher.child import Child
 from launcher.home import RunFolder, writing_to
+from launcher.platform import EVALUATION_SUFFIX
 from launcher.registry_server import RegistryServer, short_folder
 
 START_SECONDS = 20.0
 RELAY_NAME = "relay-{}.sock"
 FUNCTION = "mayfly"
+EVALUATION_SECONDS = 900.0
 
 # what the numerical libraries read when they are loaded; one thread is what is deterministic
 NUMERICS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -137,7 +139,7 @@ class Processes:
         return self._child("emulator", module, self._emulator_ready)
 
     def _write_functions(self) -> None:
-        function = {
+        function: dict[str, Any] = {
             "handler": "launcher.handler.handle",
             "timeout_s": self._plan["time_limit_s"],
             "memory_mb": self._plan["memory_mb"],
@@ -150,7 +152,14 @@ class Processes:
                 **{name: str(self._plan["threads"]) for name in NUMERICS},
             },
         }
-        self._folder.write(self._functions, {"functions": {FUNCTION: function}})
+        evaluation = {
+            **function,
+            "handler": "launcher.handler.evaluate",
+            "timeout_s": EVALUATION_SECONDS,
+            "concurrency": 1,  # one after another, so that they take little from the training
+        }
+        functions = {FUNCTION: function, FUNCTION + EVALUATION_SUFFIX: evaluation}
+        self._folder.write(self._functions, {"functions": functions})
 
     def _wait_for(self, ready: Path, child: Child) -> None:
         until = time.monotonic() + START_SECONDS

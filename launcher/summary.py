@@ -35,6 +35,9 @@ class Story:
     outcome: dict[str, Any] = field(default_factory=dict)
     kills: dict[str, float] = field(default_factory=dict)
     """When peers were killed on request."""
+    evaluating: set[int] = field(default_factory=set)
+    """Steps whose state is to be evaluated, and whose result has not come yet."""
+    _metrics_step: int = -1
     _causes: dict[str, str] = field(default_factory=dict)
 
     def take(self, events: Iterable[Event]) -> None:
@@ -77,7 +80,13 @@ class Story:
         self.kills[event.fields["peer"]] = event.time
 
     def _on_metrics(self, event: Event) -> None:
-        self.metrics = event.fields["values"]
+        # evaluations of epochs may come after that of the last step
+        if event.fields["step"] >= self._metrics_step:
+            self._metrics_step, self.metrics = event.fields["step"], event.fields["values"]
+        self.evaluating.discard(event.fields["step"])
+
+    def _on_evaluation(self, event: Event) -> None:
+        self.evaluating.add(event.fields["step"])
 
     def _on_outcome(self, event: Event) -> None:
         self.outcome = event.fields

@@ -39,18 +39,20 @@ from fault.registry import Event, Registry
 from launcher.blame import Blame
 from launcher.emulator_client import EmulatorClient
 from launcher.home import RunFolder, writing_to
-from launcher.platform import Platform
+from launcher.platform import EVALUATION_SUFFIX, Platform
 from launcher.preflight import report
 from launcher.processes import FUNCTION, Processes
 from launcher.resuming import reopen
 from launcher.revival import Boots, Revival, Standstill
 from launcher.summary import Story, summarize
 from p2p.core import verdict_on
-from p2p.peer import event_payload
+from p2p.peer import evaluation_payload, event_payload
 
 POLL_S = 0.25
 FAREWELL_SECONDS = 2.0
 """How long members have to leave once there is an outcome; who still boots is not waited for."""
+EVALUATION_SECONDS_WAITED = 60.0
+"""How long a finished run waits for the next result of an evaluation."""
 FREE_BYTES = 4 << 20
 """With less room than this on the disk, nothing can be promised any more."""
 
@@ -90,6 +92,7 @@ class Supervisor:
         self._processes.start()
         reopen(self._folder, self._registry, self._timing)
         self._processes.announce()
+        self._evaluate_again()
         while not self._stopping():
             time.sleep(POLL_S)
             self._check_room()
@@ -120,6 +123,16 @@ class Supervisor:
     def _emulator_restarted(self) -> None:
         self._blame.emulator_restarted()
         self._revival.platform_died()
+        self._evaluate_again()
+
+    def _evaluate_again(self) -> None:
+        """What the platform had to deliver when it died is lost."""
+        name, endpoint = FUNCTION + EVALUATION_SUFFIX, self._processes.endpoint
+        platform = Platform(name, endpoint, patience_seconds=5.0)
+        url = self._processes.registry_url
+        with contextlib.suppress(PlatformUnavailable):
+            for step in sorted(self._story.evaluating):
+                platform.invoke(evaluation_payload(self._plan["run"], url, step))
 
     def _stop(self) -> None:
         outcome = Outcome("stopped", self._story.step, "", "RunStopped", "on request")
@@ -141,20 +154,22 @@ class Supervisor:
     def _read_events(self) -> None:
         while events := self._registry.read_events(self._last_event):
             # kept as they come: the registry trims its stream, and this process may be killed
-            lines = "".join([json.dumps(asdict(event)) + "\n" for event in events])
-            with (
-                writing_to(self._folder.path),
-                self._folder.events.open("a", encoding="utf-8") as file,
-            ):
-                file.write(lines)
+            self._keep(self._folder.events, [asdict(event) for event in events])
             self._last_event = events[-1].id
             self._story.take(events)
             for event in events:
                 self._note(event)
 
+    def _keep(self, file: Path, records: list[dict[str, Any]]) -> None:
+        lines = "".join([json.dumps(record) + "\n" for record in records])
+        with writing_to(self._folder.path), file.open("a", encoding="utf-8") as opened:
+            opened.write(lines)
+
     def _note(self, event: Event) -> None:
         fields = event.fields
         match event.kind:
+            case "metrics":
+                self._keep(self._folder.metrics, [{"time": event.time, **fields}])
             case "claimed":
                 self._blame.claimed(fields["peer"])
             case "view":
@@ -201,6 +216,8 @@ class Supervisor:
             with contextlib.suppress(RegistryUnavailable, StorageFull):
                 self._wait_for_members()
                 self._read_events()
+                if self._story.outcome.get("state") == "finished":
+                    self._wait_for_evaluations()
         self._processes.stop_functions()
         self._registry.close()
         self._processes.stop_registry()
@@ -224,6 +241,16 @@ class Supervisor:
             if not any(peer in snapshot.leased for peer in members):
                 return
             time.sleep(0.05)
+
+    def _wait_for_evaluations(self) -> None:
+        waiting, since = -1, time.monotonic()
+        while left := len(self._story.evaluating):
+            if left != waiting:
+                waiting, since = left, time.monotonic()
+            elif self._stopping() or time.monotonic() - since > EVALUATION_SECONDS_WAITED:
+                return
+            time.sleep(0.05)
+            self._read_events()
 
     def _keep_summary(self) -> None:
         # the launcher has completed the plan since this process read it

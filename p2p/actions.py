@@ -50,6 +50,13 @@ class LoadState:
 
 
 @dataclass(slots=True)
+class Evaluate:
+    """Have the state of this step evaluated, beside the training; needs no answer."""
+
+    step: int
+
+
+@dataclass(slots=True)
 class WritePieces:
     """Write these shards' pieces of the state of this step; answer `on_durable` when all are."""
 

@@ -22,9 +22,10 @@ from checkpoint import AsyncWriter, Storage, Written, open_storage, read
 from fault import actions
 from fault.errors import Refused
 from fault.records import Outcome, Peer, slot_of
-from p2p.actions import Apply, Compute, LoadState, TakeImage, WritePieces
+from p2p.actions import Apply, Compute, Evaluate, LoadState, TakeImage, WritePieces
 from p2p.algorithm import GradientAveraging, probe
 from p2p.core import Core
+from p2p.evaluation import StateSender
 from p2p.final import write_final
 from p2p.job import load_task, user_trace
 from p2p.plan import Plan
@@ -43,6 +44,7 @@ class Surroundings(Protocol):
     def record_once(self, kind: str, key: str, fields: dict[str, object]) -> bool: ...
     def checkpointed(self, step: int) -> None: ...
     def finished(self, outcome: Outcome) -> None: ...
+    def evaluate(self, step: int) -> None: ...
     def warn(self, text: str) -> None: ...
 
 
@@ -64,6 +66,7 @@ class Computer:
             self._storage, spec.shards, spec.keep_checkpoints, self._on_written
         )
         self._written: tuple[int, tuple[int, ...]] = (-1, ())
+        self._sender = StateSender(self._storage, peer) if spec.evaluate_every else None
 
     def build(self) -> str:
         """Loads the task and computes the probe that tells whether this process fits the run.
@@ -102,6 +105,7 @@ class Computer:
             LoadState: self._load_state,
             actions.LoadCheckpoint: self._load_checkpoint,
             WritePieces: self._write_pieces,
+            Evaluate: self._evaluate,
             actions.Finish: self._finish,
         }
         while (job := self.jobs.get()) is not None:
@@ -131,6 +135,8 @@ class Computer:
 
     def close(self) -> None:
         """The process may live on, for another invocation: nothing of this one is to stay."""
+        if self._sender is not None:
+            self._sender.close(1.0)
         self._writer.close(5.0)
         gc.unfreeze()
 
@@ -216,6 +222,11 @@ class Computer:
             self.peer.checkpointed(written.step)
             self.peer.post(lambda core, now: core.on_durable(written.step))
 
+    def _evaluate(self, job: object) -> None:
+        assert isinstance(job, Evaluate) and self._sender is not None
+        if job.step == self.state.step and not self._sender.submit(job.step, self.state.image):
+            self.peer.warn(f"step {job.step} is not evaluated: the ones before are not stored yet")
+
     def _finish(self, job: object) -> None:
         """The last step's checkpoint is durable: leave the weights and the metrics behind."""
         assert isinstance(job, actions.Finish)
@@ -226,6 +237,11 @@ class Computer:
         except Exception as error:  # evaluation never decides over training
             self.peer.warn(f"evaluate() raised: {user_trace(error, Path(self.spec.job))}")
         else:
-            fields: dict[str, object] = {"step": outcome.step, "values": metrics}
+            every = self.plan.steps_per_epoch
+            fields: dict[str, object] = {
+                "step": outcome.step,
+                "epoch": outcome.step / every,
+                "values": metrics,
+            }
             self.peer.record_once("metrics", str(outcome.step), fields)
         self.peer.finished(outcome)

@@ -13,7 +13,7 @@ from fault.assignment import watchers_of
 from fault.membership import Membership
 from fault.records import Contact, Doing, Outcome, Peer, Proposal, Snapshot, Suspect, Timing, View
 from p2p import messages
-from p2p.actions import Send, WritePieces
+from p2p.actions import Evaluate, Send, WritePieces
 from p2p.collectives.executor import Vector
 from p2p.following import Follower, Leader
 from p2p.handover import HandOver
@@ -36,6 +36,7 @@ class Core:
         timing: Timing,
         new_id: Callable[[], str],
         checkpoint_every: int = 50,
+        evaluate_every: int = 0,
         predecessor: Peer = "",
         deadline: float = float("inf"),
     ) -> None:
@@ -43,6 +44,7 @@ class Core:
         self.shape = shape
         self.timing = timing
         self.checkpoint_every = checkpoint_every
+        self.evaluate_every = evaluate_every
         self.out: list[object] = []
         self.membership = Membership(
             me, shape.shards, timing, new_id, self.out, self._enter, predecessor, deadline
@@ -292,11 +294,19 @@ class Core:
         if step < self.shape.steps:
             if self._checkpoint_is_due(step, now):
                 self.out.append(WritePieces(step, tuple(steps.shards)))
+            if self.evaluate_every and step % self.evaluate_every == 0:
+                self._evaluate(step)
             self.hand_over.at_boundary(now)
             if self._leave_in_time(now):
                 return
         steps.begin(now)
         self._finish(now)
+
+    def _evaluate(self, step: int) -> None:
+        """Two members see to it, so that the crash of one does not lose it."""
+        shards = self.shape.shards
+        if not {0, shards // 2}.isdisjoint(self.steps.shards):
+            self.out.append(Evaluate(step))
 
     def _leave_in_time(self, now: float) -> bool:
         """A step that may not end before the deadline is not begun, if others can go on."""

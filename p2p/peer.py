@@ -85,6 +85,11 @@ def event_payload(
     }
 
 
+def evaluation_payload(run: str, registry: str, step: int) -> dict[str, Any]:
+    """The event that has a state evaluated; the handler reads the same names."""
+    return {"run": run, "registry": registry, "step": step}
+
+
 def live(invocation: Invocation, invoke: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Lives one invocation to its end; says how it ended.
 
@@ -159,6 +164,9 @@ class _Peer:
 
     def finished(self, outcome: Outcome) -> None:
         self._registrar.finish(outcome)
+
+    def evaluate(self, step: int) -> None:
+        self._registrar.invoke(evaluation_payload(self.spec.run, self.invocation.registry, step))
 
     def warn(self, text: str) -> None:
         print(f"{self.me}: {text}", file=sys.stderr, flush=True)
@@ -266,6 +274,7 @@ class _Peer:
             timing,
             lambda: secrets.token_hex(8),
             spec.checkpoint_every,
+            spec.evaluate_every,
             self.invocation.predecessor,
             self.invocation.deadline,
         )

@@ -61,7 +61,7 @@ class Registrar:
         self._spec_text = spec_text
         self._post = post
         self._payload = payload
-        self._invoke = invoke
+        self._hand_to_platform = invoke
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._contact: Contact | None = None
@@ -106,6 +106,10 @@ class Registrar:
     def finish(self, outcome: Outcome) -> None:
         self._outcome = outcome
         self._wake.set()
+
+    def invoke(self, payload: dict[str, Any]) -> None:
+        """Hands this event to the platform as soon as it takes it."""
+        self._invocations.put(payload)
 
     def tell_steps(self, mine: bool) -> None:
         """Whether this peer is the one that tells the steps."""
@@ -206,19 +210,19 @@ class Registrar:
         self._granted.clear()
 
     def _start(self, action: actions.GrantSlot) -> None:
-        self._invocations.put(
-            self._payload(action.slot, action.generation, action.token, action.predecessor)
-        )
+        self.invoke(self._payload(action.slot, action.generation, action.token, action.predecessor))
 
     # --- invocations ------------------------------------------------------------------------
 
     def _invite(self) -> None:
         while (payload := self._invocations.get()) is not None:
             try:
-                self._invoke(payload)
+                self._hand_to_platform(payload)
             except PlatformUnavailable as error:
                 # the grant lapses, and somebody will try again
-                slot, generation = payload["slot"], payload["generation"]
-                self.event("warning", f"invoke {slot}.{generation}", {"text": str(error)})
+                what = ".".join(
+                    str(payload[key]) for key in ("slot", "generation", "step") if key in payload
+                )
+                self.event("warning", f"invoke {what}", {"text": str(error)})
             except MayflyError as error:
                 self.event("warning", "invoke", {"text": str(error)})

@@ -71,6 +71,8 @@ class RunSpec:
     segment_bytes: int = 1 << 20
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
+    evaluate_every: int = 0
+    """Steps of an epoch, after each of which the state is evaluated; 0: only at the end."""
     function: str = "mayfly"
     threads: int = 1
     """Threads that a contribution computes with; more than one is not always deterministic."""
