@@ -277,12 +277,12 @@ WEIGHTS = {
     Pair.leave: 6,
     Pair.restore: 2,
     Pair.scale: 2,
-    Pair.reopen: 0.5,
+    Pair.reopen: 1.5,
     Pair.blame: 3,
     Pair.checkpointed: 2,
     Pair.admit_hardware: 1,
     Pair.create: 1,
-    Pair.finish: 0.3,
+    Pair.finish: 0.4,
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fault import errors
+from launcher.home import RunFolder
 
 JOB = """
 import os
@@ -230,11 +233,11 @@ def test_a_function_out_of_memory_is_named_as_such(job: Path, home: Path, peers:
     check(result, errors.OutOfMemory, "needs more memory than a function has")
 
 
-@pytest.mark.acceptance
 def test_a_time_limit_shorter_than_a_boot(job: Path, home: Path) -> None:
-    """Functions that never join are given up after a few."""
+    """Both measured times are named before anything is started."""
     result = launch("run", job, "--home", home, "--peers", "1", "--time-limit", "0.5")
-    check(result, errors.BootFailed, "before they joined")
+    check(result, errors.TimeLimitTooShort, "s to start and ")
+    assert not (home / "runs").exists() or not list((home / "runs").iterdir())
 
 
 # --- a run that is ended from outside ------------------------------------------------------------
@@ -262,14 +265,21 @@ def wait_until_gone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["run ", "step "])
-def test_ctrl_c_stops_the_run(job: Path, home: Path, when: str) -> None:
-    """While it boots and in the middle."""
+def test_ctrl_c_detaches(job: Path, home: Path, when: str) -> None:
+    """While it boots and in the middle; the run goes on, and says how to get at it again."""
     run = start(job, home, "--set", "steps=1000000")
     wait_for_line(run, when)
     run.send_signal(signal.SIGINT)
     _, rest = run.communicate(timeout=30)
-    assert run.returncode == errors.RunStopped.exit_code, rest
-    assert rest.splitlines()[-1] == "p2p-launch: run long was stopped"
+    assert run.returncode == errors.Detached.exit_code, rest
+    last = rest.splitlines()[-1]
+    assert "'p2p-launch attach long'" in last and "'p2p-launch stop long'" in last
+    command = [Path(sys.executable).parent / "p2p-launch", "attach", "long", "--home", home]
+    again = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    wait_for_line(again, "step ")
+    assert launch("stop", "long", "--home", home).returncode == 0
+    _, rest = again.communicate(timeout=30)
+    assert again.returncode == errors.RunStopped.exit_code, rest
     assert "stopped" in launch("list", "--home", home).stdout
 
 
@@ -286,9 +296,44 @@ def test_a_supervisor_that_is_killed_takes_everything_with_it(job: Path, home: P
     os.kill(pid, signal.SIGKILL)
     _, rest = run.communicate(timeout=30)
     assert run.returncode == errors.Unavailable.exit_code, rest
-    assert "supervisor of run long is gone" in rest.splitlines()[-1]
+    assert "'p2p-launch resume long' goes on" in rest.splitlines()[-1]
     wait_until_gone(home)
     assert "broken off" in launch("list", "--home", home).stdout
+    check(launch("attach", "long", "--home", home), errors.RunNotAlive, "resume long")
+    check(launch("scale", "long", "1", "--home", home), errors.RunNotAlive, "resume long")
+
+
+def test_a_port_in_use(job: Path, home: Path) -> None:
+    """The emulator cannot listen where someone else does."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = launch("run", job, "--home", home, "--listen", address)
+    check(result, errors.PlatformUnavailable, address)
+
+
+def break_off(job: Path, home: Path, *options: object) -> RunFolder:
+    """A run whose supervisor was killed in the middle, and everything with it."""
+    run = start(job, home, "--set", "steps=1000000", *options)
+    wait_for_line(run, "step ")
+    folder = RunFolder(home / "runs" / "long")
+    os.kill(folder.supervisor_pid(), signal.SIGKILL)
+    run.communicate(timeout=30)
+    wait_until_gone(home)
+    return folder
+
+
+def test_resuming_what_would_compute_other_bits(job: Path, home: Path) -> None:
+    """Another torch, or another job file: refused by name, and nothing of the run is lost."""
+    folder = break_off(job, home)
+    spec = json.loads(folder.spec.read_text())
+    folder.spec.write_text(json.dumps({**spec, "torch": "1.0.0"}))
+    check(launch("resume", "long", "--home", home), errors.Refused, "torch 1.0.0")
+    folder.spec.write_text(json.dumps(spec))
+    text = job.read_text()
+    job.write_text(text + "\n# changed\n")
+    check(launch("resume", "long", "--home", home), errors.Refused, "has changed")
+    job.write_text(text)
+    assert any(folder.checkpoints.iterdir())
 
 
 def test_a_launcher_that_dies_before_the_run_began(job: Path, home: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fault.errors import InputError, RunStopped, RunUnknown
+from fault.errors import InputError, RunEnded, RunStopped, RunUnknown
 from launcher.home import RunFolder
 
 JOB = """
@@ -75,7 +75,7 @@ def test_nothing_of_a_finished_run_is_left_but_files(
     names = {path.name for path in folder.iterdir()}
     assert not [path for path in folder.rglob("*") if path.is_socket()]
     assert {"summary.json", "events.jsonl", "final.safetensors"} <= names
-    assert not {"supervisor.json", "emulator.ready", "relay.ready", "failure.json"} & names
+    assert not {"supervisor.json", "emulator.ready", "relay-0.ready", "failure.json"} & names
 
 
 def test_what_is_said_of_a_finished_run(
@@ -92,12 +92,16 @@ def test_what_is_said_of_a_finished_run(
     assert all(line.startswith("slot 1, ") for line in told)
     stopped = launch("stop", "finished", "--home", home)
     assert stopped.returncode == InputError.exit_code and "not alive" in stopped.stderr
+    for command in (("attach",), ("scale", "1"), ("resume",)):
+        result = launch(command[0], "finished", *command[1:], "--home", home)
+        assert result.returncode == RunEnded.exit_code, result.stderr
 
 
 def test_a_run_that_nobody_knows(home: Path) -> None:
     """Every command says so."""
-    for command in ("status", "logs", "stop", "rm"):
-        result = launch(command, "nobody", "--home", home)
+    commands = [("scale", "2"), *[(name,) for name in ("status", "logs", "stop", "rm")]]
+    for command in (*commands, ("attach",), ("resume",)):
+        result = launch(command[0], "nobody", *command[1:], "--home", home)
         assert result.returncode == RunUnknown.exit_code
         assert result.stderr.startswith("p2p-launch: there is no run nobody")
 
@@ -157,23 +161,23 @@ def test_a_run_is_stopped_though_its_registry_hangs(home: Path, job: Path) -> No
     assert found["state"] == "stopped"
 
 
-@pytest.mark.acceptance
-def test_what_dies_of_a_run_is_started_again(home: Path, job: Path) -> None:
-    """Registry, relay, and the emulator with every function in it; the result is the same."""
-    digests = []
-    killed: tuple[str, ...]
-    for run_id, killed in (("whole", ()), ("hurt", ("registry", "relay", "emulator"))):
-        command = [Path(sys.executable).parent / "p2p-launch", "run", job, "--home", home]
-        command += ["--peers", "2", "--set", "steps=3000", "--run-id", run_id, "--json"]
-        run = subprocess.Popen(
-            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert run.stderr is not None
-        for name in killed:
-            assert any(line.startswith("step ") for line in run.stderr)
-            ready = json.loads((home / "runs" / run_id / "supervisor.json").read_text())
-            os.kill(ready["pids"][name], signal.SIGKILL)
-        out, rest = run.communicate(timeout=180)
-        assert run.returncode == 0, rest
-        digests.append(json.loads(out)["digest"])
-    assert digests[0] == digests[1]
+def test_a_stopped_run_is_resumed_and_scaled(home: Path, job: Path) -> None:
+    """It goes on from its newest checkpoint, with as many peers as it is told, to the same bits."""
+    options = ("--home", home, "--peers", "2", "--shards", "3", "--set", "steps=3000")
+    whole = launch("run", job, *options, "--run-id", "whole", "--json")
+    command = [Path(sys.executable).parent / "p2p-launch", "run", job, *options]
+    run = subprocess.Popen(
+        [*map(str, command), "--run-id", "taken-up"], stderr=subprocess.PIPE, text=True
+    )
+    assert run.stderr is not None
+    assert any(line.startswith("step ") and " 0:" in line for line in run.stderr)
+    assert launch("scale", "taken-up", "4", "--home", home).returncode == InputError.exit_code
+    assert launch("scale", "taken-up", "3", "--home", home).returncode == 0
+    assert any("slot 2: rejoined" in line for line in run.stderr)
+    assert launch("stop", "taken-up", "--home", home).returncode == 0
+    run.communicate(timeout=30)
+    resumed = launch("resume", "taken-up", "--home", home, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    summary = json.loads(resumed.stdout)
+    assert (summary["state"], summary["steps"]) == ("finished", 3000)
+    assert summary["digest"] == json.loads(whole.stdout)["digest"]

@@ -24,7 +24,8 @@ from fault.errors import (
     TaskRaised,
 )
 from p2p import Task
-from p2p.job import job_digest, load_task, user_trace
+from p2p.job import load_task, user_trace
+from p2p.spec import job_digest
 
 USUAL = """
 import torch
