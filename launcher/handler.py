@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 EVALUATION_NICENESS = 10
 """Whoever shares a machine with peers gives way to them."""
 
-_start = "cold"
+_start = ""
 _evaluator: Evaluator | None = None
 
 
 def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Lives one invocation; the event is `p2p.peer.event_payload`."""
     global _start
-    start, _start = _start, "warm"
+    start, _start = _start or _first_start(), "warm"
     # `p2p-launch logs --slot` finds by this line which slot a log is about
     print(beginning(event["slot"], event["generation"]) + f", {start} start", flush=True)
     function = os.environ["AWS_LAMBDA_FUNCTION_NAME"]
@@ -38,6 +38,11 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:
         start=start,
     )
     return live(invocation, invoke)
+
+
+def _first_start() -> str:
+    snapshot = os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
+    return "restored" if snapshot else "cold"
 
 
 def evaluate(event: dict[str, Any], context: Any) -> dict[str, Any]:

@@ -18,13 +18,17 @@ _SIGKILL = 9
 
 def main() -> None:
     parent, handler = sys.argv[1:]
+    if bind_life(int(parent)):
+        serve(handler)
+
+
+def bind_life(parent: int) -> bool:
+    """This process dies with `parent` from here on; False if that one is dead already."""
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL)
-    if os.getppid() != int(parent):
-        return  # the emulator died before its death could be felt
-    serve(handler)
+    return os.getppid() == parent  # if not, it died before its death could be felt
 
 
 def serve(handler: str) -> None:

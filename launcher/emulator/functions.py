@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fault.errors import InputError
 
@@ -31,6 +32,8 @@ RESERVED = frozenset(
     }
 )
 """The platform's own names; Lambda refuses them in a function's environment as well."""
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+Start = Literal["cold", "warm", "snapshot"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class Function:
     """From the start of a process to its first call for an event. Lambda gives 10 s, and then
     the whole of the function's time limit; here cold starts may share few cores."""
     idle_timeout_s: float = 300.0
+    start: Start = "warm"
+    """Where an event goes. "cold": to a new process, which ends after it. "warm": to a sandbox that
+    is free, otherwise to a new process. "snapshot": to one that is free, otherwise to a process
+    forked from a snapshot (`snapshot.py`), whose memory counts as the function's own."""
+    preload: tuple[str, ...] = ()
+    """Modules that a snapshot has imported, besides its own; what is not there is skipped."""
 
 
 def read_functions(path: Path) -> dict[str, Function]:
@@ -97,6 +106,17 @@ def _function(name: str, entry: object) -> Function:
         raise refuse("'retry_delays_s' must be a list of seconds")
     if "retry_delays_s" in values:
         values["retry_delays_s"] = tuple(float(delay) for delay in delays)
+    starts = get_args(Start)
+    if values.get("start", "warm") not in starts:
+        raise refuse(f"'start' must be one of {', '.join(starts)}")
+    if values.get("start") == "snapshot" and sys.platform != "linux":
+        raise refuse("'start' can be snapshot on Linux only")
+    preload = values.get("preload", [])
+    if not isinstance(preload, list) or not all(
+        isinstance(module, str) and MODULE.fullmatch(module) for module in preload
+    ):
+        raise refuse("'preload' must be a list of names of modules")
+    values["preload"] = tuple(preload)
     environment = values.get("environment", {})
     if not isinstance(environment, dict) or not all(
         isinstance(value, str) for value in environment.values()

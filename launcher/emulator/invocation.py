@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Cause = Literal["ok", "error", "timeout", "out of memory", "crash", "init"]
-StartKind = Literal["cold", "warm"]
+StartKind = Literal["cold", "warm", "restored"]
 
 HISTORY_LIMIT = 1000
 

@@ -60,7 +60,7 @@ class Pool:
         if invocation.reply is None:
             if len(self._waiting) + len(self._retries) >= self.function.queue_limit:
                 raise Throttled(f"{self.function.queue_limit} events are waiting")
-        elif not self._idle and len(self.sandboxes) >= self.function.concurrency:
+        elif not self._idle and self._claimed() >= self.function.concurrency:
             raise Throttled(f"{self.function.concurrency} sandboxes are busy")
         self._waiting.append(invocation)
         self._place()
@@ -120,6 +120,11 @@ class Pool:
         self._place()
 
     # --- inside ------------------------------------------------------------------------------
+
+    def _claimed(self) -> int:
+        """Places taken. One whose sandbox is ending is free, but whoever waits comes before."""
+        ending = sum(sandbox.is_ending for sandbox in self.sandboxes.values())
+        return len(self.sandboxes) - ending + len(self._waiting)
 
     def _place(self) -> None:
         while self._waiting and not self._closed:

@@ -1,13 +1,15 @@
 """Starting a sandbox's process and looking at its memory: the seam to the operating system.
 
-A kind of start is a function from a `Launch` to a `SandboxProcess`; `start_cold`, a fresh
-interpreter, is the one there is. What a process is for, and when it must die, is `sandbox.py`'s.
+A kind of start is a function from a `Launch` to a `SandboxProcess`: here `start_cold`, a fresh
+interpreter; the other is `Snapshot.start` (`snapshot.py`). What a process is for, and when it must
+die, is `sandbox.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -85,7 +87,9 @@ def environment(function: Function, sandbox: str, host: str) -> dict[str, str]:
         "AWS_LAMBDA_FUNCTION_NAME": function.name,
         "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory_mb),
-        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"
+        if function.start == "snapshot"
+        else "on-demand",
         "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{function.name}",
         "AWS_LAMBDA_LOG_STREAM_NAME": os.fsdecode(mark(sandbox)),
         "AWS_EXECUTION_ENV": f"AWS_Lambda_python{sys.version_info[0]}.{sys.version_info[1]}",
@@ -103,6 +107,13 @@ def environment(function: Function, sandbox: str, host: str) -> dict[str, str]:
 def mark(sandbox: str) -> bytes:
     """What the environment of a sandbox's processes contains; also of a prefix of its id."""
     return b"mayfly/[$LATEST]" + sandbox.encode()
+
+
+def ending(status: int) -> str:
+    """How a process ended, in Lambda's words."""
+    if status >= 0:
+        return f"exit status {status}"
+    return f"signal: {(signal.strsignal(-status) or str(-status)).lower()}"
 
 
 def peak_memory_bytes(pid: int) -> int:

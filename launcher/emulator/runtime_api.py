@@ -40,6 +40,9 @@ def routes(emulator: Emulator) -> Iterable[web.RouteDef]:
         web.post(f"{_ROOT}/invocation/{{request}}/response", bound(_response)),
         web.post(f"{_ROOT}/invocation/{{request}}/error", bound(_invocation_error)),
         web.post(f"{_ROOT}/init/error", bound(_init_error)),
+        # what a function calls when it has run its hooks around a snapshot
+        web.get(f"{_ROOT}/restore/next", bound(_restore_next)),
+        web.post(f"{_ROOT}/restore/error", bound(_init_error)),
     ]
 
 
@@ -78,6 +81,10 @@ async def _invocation_error(sandbox: Sandbox, request: web.Request) -> web.Respo
 async def _init_error(sandbox: Sandbox, request: web.Request) -> web.Response:
     sandbox.fail_init(await request.read())
     return _accepted()
+
+
+async def _restore_next(sandbox: Sandbox, request: web.Request) -> web.Response:
+    return web.Response()  # the process is the restored one already
 
 
 def _accepted() -> web.Response:

@@ -21,6 +21,7 @@ from launcher.emulator.process import (
     Launch,
     SandboxProcess,
     Start,
+    ending,
     environment,
     mark,
     peak_memory_bytes,
@@ -62,7 +63,7 @@ class Sandbox:
         self.name = name
         self.function = function
         self.invocation: Invocation | None = invocation
-        self.start_kind: StartKind = "cold"
+        self.start_kind: StartKind = "restored" if function.start == "snapshot" else "cold"
         self.started_at = time.time()
         self.deadline: float | None = None
         """Of the event in hand, in seconds since 1970."""
@@ -101,6 +102,11 @@ class Sandbox:
     @property
     def is_available(self) -> bool:
         return self.state == "idle" and not self._killed and not self._over
+
+    @property
+    def is_ending(self) -> bool:
+        """No event will reach it any more, though its process may still be there."""
+        return self._killed
 
     def give(self, invocation: Invocation) -> None:
         """The next event, for an available sandbox."""
@@ -235,8 +241,12 @@ class Sandbox:
         self._fetched = False
         self.invocation = None
         self.deadline = None
-        self._set_limit(self.function.idle_timeout_s)
         self._write_report(request_id)
+        if self.function.start == "cold":
+            self.kill()
+            self._owner.ended(self, invocation, Outcome(cause, body))
+            return
+        self._set_limit(self.function.idle_timeout_s)
         self._owner.ended(self, invocation, Outcome(cause, body))
         self._owner.available(self)
 
@@ -267,8 +277,7 @@ class Sandbox:
         if self._init_error is not None:
             return Outcome("init", self._init_error, status)
         assert status is not None
-        ending = f"exit status {status}" if status >= 0 else _signal_name(-status)
-        reason = f"Runtime exited with error: {ending}"
+        reason = f"Runtime exited with error: {ending(status)}"
         cause = "crash" if self._initialised else "init"
         return failure(cause, "Runtime.ExitError", request_id, reason, status)
 
@@ -287,10 +296,6 @@ class Sandbox:
         with suppress(OSError):
             if self._log is not None and not self._log.closed:
                 self._log.write(f"{line}\n".encode())
-
-
-def _signal_name(number: int) -> str:
-    return f"signal: {(signal.strsignal(number) or str(number)).lower()}"
 
 
 def describe(sandbox: Sandbox) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from launcher.emulator.invocation import History, Invocation, Outcome
 from launcher.emulator.pool import Pool, Throttled
 from launcher.emulator.process import Start, mark, start_cold
 from launcher.emulator.sandbox import Sandbox
+from launcher.emulator.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +76,14 @@ class Emulator:
     ) -> None:
         self.history = History()
         names = (f"{nonce}-{ordinal:04d}" for ordinal in itertools.count(1))
+        self._snapshots = {
+            name: Snapshot(function, f"{nonce}-snapshot-{name}", host, log_folder)
+            for name, function in functions.items()
+            if function.start == "snapshot"
+        }
+        starts = {name: snapshot.start for name, snapshot in self._snapshots.items()}
         self._pools = {
-            name: Pool(function, names, host, log_folder, self.history, start)
+            name: Pool(function, names, host, log_folder, self.history, starts.get(name, start))
             for name, function in functions.items()
         }
         self._doubles_due = 0
@@ -122,7 +129,11 @@ class Emulator:
     async def close(self) -> None:
         """Ends every sandbox; callers that wait are let go."""
         self.history.close()
-        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
+        await asyncio.gather(
+            # first the pools: they must not try again what fails without a snapshot
+            *(pool.close() for pool in self._pools.values()),
+            *(snapshot.close() for snapshot in self._snapshots.values()),
+        )
 
     def _submit_again(self, pool: Pool, invocation: Invocation) -> None:
         try:
