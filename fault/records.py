@@ -215,7 +215,7 @@ class Timing:
     """An asked peer that says nothing for so long is 'unreachable'."""
     patience_s: float = 30.0
     """How long one shard's contribution may show no progress before its peer counts as hung."""
-    handover_margin_s: float = 1.0
+    handover_margin_s: float = 2.0
     """A successor is invited so much earlier than a start takes; negative: never."""
     handover_stagger: float = 1.0
     """How far the slots' hand-overs are spread, so that starts do not coincide; 0: not at all."""

@@ -54,7 +54,7 @@ def run(
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     threads: Annotated[int, typer.Option(help="Threads per function; part of the result.")] = 1,
     relays: Annotated[int, typer.Option(help="Relays that the peers speak through.")] = 1,
-    start: Annotated[str, typer.Option(help="Of functions: cold, warm or snapshot.")] = "warm",
+    start: Annotated[str, typer.Option(help="Of functions: cold, warm or snapshot.")] = "snapshot",
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the emulator listens, on loopback.")
     ] = "127.0.0.1:0",

@@ -35,7 +35,7 @@ class Options:
     checkpoint_every: int = 50
     threads: int = 1
     relays: int = 1
-    start: str = "warm"
+    start: str = "snapshot"
     """How functions start when none is free: see `STARTS`."""
     listen: str = "127.0.0.1:0"
     """Where the emulator listens; port 0 for any that is free."""

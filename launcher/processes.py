@@ -143,6 +143,8 @@ class Processes:
             "handler": "launcher.handler.handle",
             "timeout_s": self._plan["time_limit_s"],
             "memory_mb": self._plan["memory_mb"],
+            "start": self._plan["start"],
+            "preload": self._plan["preload"],
             "working_directory": str(self._folder.path),
             "concurrency": 4 * self._plan["shards"],
             "environment": {

@@ -76,12 +76,17 @@ class Emulator:
     ) -> None:
         self.history = History()
         names = (f"{nonce}-{ordinal:04d}" for ordinal in itertools.count(1))
-        self._snapshots = {
-            name: Snapshot(function, f"{nonce}-snapshot-{name}", host, log_folder)
-            for name, function in functions.items()
-            if function.start == "snapshot"
-        }
-        starts = {name: snapshot.start for name, snapshot in self._snapshots.items()}
+        self._snapshots: dict[object, Snapshot] = {}
+        """One for all functions that would have the same."""
+        starts: dict[str, Start] = {}
+        for name, function in functions.items():
+            if function.start == "snapshot":
+                what = (function.working_directory, function.preload, *function.environment.items())
+                if what not in self._snapshots:
+                    self._snapshots[what] = Snapshot(
+                        function, f"{nonce}-snapshot-{name}", host, log_folder
+                    )
+                starts[name] = self._snapshots[what].start
         self._pools = {
             name: Pool(function, names, host, log_folder, self.history, starts.get(name, start))
             for name, function in functions.items()

@@ -4,55 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from chaos.live import DeliverTwice, Fault, Kill, Pause, Result, play
+from chaos.live import DeliverTwice, Fault, Kill, Pause, Result
 
-JOB = Path(__file__).parents[2] / "examples" / "digits.py"
+from .conftest import Kind, Play
+
 STEPS = 400
 COLLECTIVES = ("ring", "butterfly")
-
-Play = Callable[..., Result]
-
-
-@pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+Reference = Callable[[Kind], Result]
 
 
-@pytest.fixture(scope="session")
-def run(home: Path) -> Play:
-    """Plays a run of digits with four shards and returns its result."""
-
-    def start(
-        name: str,
-        collective: str,
-        *faults: Fault,
-        steps: int = STEPS,
-        options: tuple[str, ...] = (),
-    ) -> Result:
-        chosen = ["--shards", "4", "--collective", collective, "--set", f"steps={steps}", *options]
-        return play(JOB, home, f"{name}-{collective}", chosen, faults)
-
-    return start
-
-
-@pytest.fixture(scope="session")
-def reference(run: Play) -> Callable[[str], str]:
-    """The weights of a collective's run in which nothing fails."""
-    known: dict[str, str] = {}
-
-    def weights(collective: str) -> str:
-        if collective not in known:
-            result = run("reference", collective)
-            assert result.summary["deaths"] == 0 and result.summary["steps"] == STEPS
-            assert result.summary["metrics"]["accuracy"] >= 0.95
-            known[collective] = result.weights
-        return known[collective]
-
-    return weights
+def digits(collective: str) -> Kind:
+    return Kind("digits", STEPS, collective)
 
 
 def random_kill(number: int) -> tuple[Fault, ...]:
@@ -68,10 +33,11 @@ SCENARIOS: dict[str, tuple[tuple[Fault, ...], tuple[str, ...]]] = {
     "the-first-twice": ((Kill(40, (0,)), Kill(250, (0,))), ()),
     **{f"pause-{slot}": ((Pause(50, slot),), ()) for slot in range(4)},
     "everyone": ((Kill(120, (0, 1, 2, 3)),), ()),
-    "time-limit": ((), ("--time-limit", "13")),
     "one-peer": ((), ("--peers", "1")),
     "two-peers": ((Kill(50, (1,)),), ("--peers", "2")),
     "three-peers": ((Kill(50, (0,)),), ("--peers", "3")),
+    "cold-starts": ((Kill(50, (0,)),), ("--start", "cold")),
+    "warm-starts": ((Kill(50, (0,)),), ("--start", "warm")),
     "delivered-twice": ((DeliverTwice(40, 2),), ()),
     **{f"kill-{number}": (random_kill(number), ()) for number in range(20)},
 }
@@ -92,15 +58,17 @@ IN_EVERY_TEST_RUN = {("all-but-one", "ring"), ("two-peers", "butterfly"), ("paus
     ],
 )
 def test_the_weights_are_those_of_a_run_without_faults(
-    scenario: str, collective: str, run: Play, reference: Callable[[str], str]
+    scenario: str, collective: str, run: Play, reference: Reference
 ) -> None:
     """Whatever happens to the peers, not one bit of the result changes."""
     faults, options = SCENARIOS[scenario]
-    result = run(scenario, collective, *faults, options=options)
-    assert result.weights == reference(collective)
+    kind = digits(collective)
+    result = run(kind, scenario, *faults, options=options)
+    assert result.weights == reference(kind).weights
     assert result.summary["steps"] == STEPS
+    assert result.summary["metrics"]["accuracy"] >= 0.95
 
 
-def test_the_collectives_differ_in_the_last_bits(reference: Callable[[str], str]) -> None:
+def test_the_collectives_differ_in_the_last_bits(reference: Reference) -> None:
     """Float sums depend on their order, so each collective has a reference of its own."""
-    assert reference("ring") != reference("butterfly")
+    assert reference(digits("ring")).weights != reference(digits("butterfly")).weights

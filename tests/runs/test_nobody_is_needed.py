@@ -1,0 +1,144 @@
+"""Deadlines, and the death of anything that a run consists of: the weights stay the same bits.
+
+The matrix plays each fault alone; the pairs, drawn at random, play two of them in one run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from chaos.live import (
+    Fault,
+    Kill,
+    KillEverything,
+    KillInHandOver,
+    KillPart,
+    LoseRegistry,
+    Result,
+    Scale,
+)
+
+from .conftest import Kind, Play
+
+KINDS = {
+    f"{example}-{collective}": Kind(example, steps, collective)
+    for example, steps in (("digits", 900), ("charlm", 200))
+    for collective in ("ring", "butterfly")
+}
+PAIRS = 100
+Reference = Callable[[Kind], Result]
+Faults = tuple[Fault, ...]
+
+
+def due_often(length_s: float, *more: str) -> tuple[str, ...]:
+    """A time limit such that every slot hands over twice or more in a run of this length."""
+    return ("--time-limit", f"{max(6.0, 0.4 * length_s):.1f}", *more)
+
+
+AT_ONCE = ("--timing", "handover_stagger=0")
+PHASES = {"invited": 0.0, "booting": 0.1, "following": 0.5, "swapping": 1.5}
+
+
+def alone(steps: int) -> dict[str, Faults]:
+    """Each fault by itself, by name, in a run of so many steps."""
+    early, middle, late = steps // 10, steps // 3, steps * 2 // 3
+    return {
+        "relay": (KillPart(middle, ("relay-0",)),),
+        "relays": (KillPart(middle, ("relay-0", "relay-1")),),
+        "registry": (KillPart(middle, ("registry",)),),
+        "registry-empty": (LoseRegistry(middle),),
+        "registry-older": (Kill(early, (1,)), LoseRegistry(early + 5, older_s=1.5)),
+        "launcher": (KillPart(middle, ("launcher",)),),
+        "emulator": (KillPart(middle, ("emulator",)),),
+        "everything": (KillEverything(middle),),
+        "scale": tuple(
+            Scale(early + index * (late - early) // 4, slots)
+            for index, slots in enumerate((2, 4, 1, 3))
+        ),
+    }
+
+
+def in_hand_over(steps: int) -> dict[str, Faults]:
+    """The old peer, the successor or both die, in each phase of a hand-over."""
+    return {
+        f"{which}-{phase}": (KillInHandOver(steps // 10, slot, which, after_s),)
+        for slot, (phase, after_s) in enumerate(PHASES.items())
+        for which in ("old", "new", "both")
+    }
+
+
+def pair(number: int, steps: int) -> Faults:
+    """Two faults of those above, at random steps."""
+    draw = random.Random(number)
+    found: list[Fault] = []
+    for _ in range(2):
+        step = draw.randrange(steps // 10, steps * 3 // 4)
+        slots = tuple(sorted(draw.sample(range(4), draw.choice((1, 1, 2, 3)))))
+        found.append(
+            draw.choice(
+                (
+                    Kill(step, slots, draw.random() * 0.1),
+                    KillInHandOver(
+                        step, slots[0], draw.choice(("old", "new", "both")), draw.random() * 1.5
+                    ),
+                    KillPart(step, (draw.choice(("relay-0", "relay-1")),)),
+                    KillPart(step, ("relay-0", "relay-1")),
+                    KillPart(step, ("registry",)),
+                    KillPart(step, ("launcher",)),
+                    KillPart(step, ("emulator",)),
+                    LoseRegistry(step),
+                    LoseRegistry(step, older_s=draw.random() * 2),
+                    KillEverything(step),
+                    Scale(step, draw.randint(1, 4)),
+                )
+            )
+        )
+    return tuple(found)
+
+
+def scenarios() -> list[object]:
+    """(kind, name) of all; a few are part of every test run."""
+    always = {("digits-ring", "hand-overs"), ("digits-butterfly", "everything")}
+    found = []
+    for kind, each in KINDS.items():
+        names = ["hand-overs", "hand-overs-at-once", *alone(each.steps), *in_hand_over(each.steps)]
+        for name in names:
+            marks = [] if (kind, name) in always else [pytest.mark.acceptance]
+            found.append(pytest.param(kind, name, marks=marks, id=f"{name}-{kind}"))
+    return found
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("kind", "name"), scenarios())
+def test_nothing_that_dies_is_missed(kind: str, name: str, run: Play, reference: Reference) -> None:
+    """Not one bit of the result changes, and a deadline costs no step."""
+    chosen = KINDS[kind]
+    whole = reference(chosen)
+    options: tuple[str, ...] = ("--relays", "2")
+    faults = {**alone(chosen.steps), **in_hand_over(chosen.steps)}.get(name, ())
+    if name.startswith("hand-overs") or name in in_hand_over(chosen.steps):
+        options = due_often(whole.summary["wall_s"], *options)
+    if name == "hand-overs-at-once":
+        options = (*options, *AT_ONCE)
+    result = run(chosen, name, *faults, options=options)
+    assert result.weights == whole.weights
+    if name.startswith("hand-overs"):
+        assert result.summary["handovers"] >= 6
+        assert result.summary["deaths"] == 0
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", range(PAIRS))
+def test_two_faults_at_random(number: int, run: Play, reference: Reference) -> None:
+    """Pairs of all these in one run, while hand-overs go on."""
+    kind = list(KINDS.values())[number % len(KINDS)]
+    whole = reference(kind)
+    options = due_often(whole.summary["wall_s"], "--relays", "2")
+    if number % 3 == 0:
+        options = (*options, *AT_ONCE)
+    result = run(kind, f"pair-{number}", *pair(number, kind.steps), options=options)
+    assert result.weights == whole.weights
