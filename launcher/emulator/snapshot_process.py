@@ -190,7 +190,6 @@ def prepare_torch() -> int:
     # threads do not survive a fork: a child would wait for the parent's for ever
     torch.set_num_threads(1)
     for kind in (torch.optim.AdamW, torch.optim.SGD):
-        # nothing random: a child's generator is as in a fresh process
         weight = torch.nn.Parameter(torch.zeros(2, 2))
         weight.grad = torch.ones(2, 2)
         kind([weight], lr=0.1).step()
@@ -293,11 +292,12 @@ def redirect(log: int) -> None:
 
 
 def diversify() -> None:
-    """Children must not all draw the same numbers. `random` sees to itself at a fork; torch's
-    generator starts from one number in every fresh process as well."""
-    numpy_random = sys.modules.get("numpy.random")
+    """Children must not all draw the same numbers. `random` sees to that itself."""
+    numpy_random, torch = sys.modules.get("numpy.random"), sys.modules.get("torch")
     if numpy_random is not None:
         numpy_random.seed()
+    if torch is not None:
+        torch.default_generator.seed()
 
 
 def _function_process() -> ModuleType:
