@@ -211,6 +211,24 @@ def fingerprint(weights: Path) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One computation: a job with all that its result depends on, so it has one result."""
+
+    job: Path
+    steps: int
+    collective: str
+    shards: int = 4
+
+    def __str__(self) -> str:
+        return f"{self.job.stem}-{self.steps}-{self.collective}"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        collective = ("--collective", self.collective)
+        return ("--shards", str(self.shards), *collective, "--set", f"steps={self.steps}")
+
+
 # --- faults as data --------------------------------------------------------------------------
 
 

@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from chaos.live import Fault, Result, play
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-SHARDS = 4
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One computation: whatever happens to it, it has one result."""
-
-    example: str
-    steps: int
-    collective: str
-
-    def __str__(self) -> str:
-        return f"{self.example}-{self.steps}-{self.collective}"
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        collective = ("--collective", self.collective)
-        return ("--shards", str(SHARDS), *collective, "--set", f"steps={self.steps}")
-
+from chaos.live import Fault, Result, Workload, play
 
 Play = Callable[..., Result]
 
@@ -41,25 +19,24 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(home: Path) -> Play:
-    """Plays one run of a kind with these faults to its end."""
+    """Plays one run with these faults to its end."""
 
-    def start(kind: Kind, name: str, *faults: Fault, options: tuple[str, ...] = ()) -> Result:
-        job = EXAMPLES / f"{kind.example}.py"
-        return play(job, home, f"{name}-{kind}", [*kind.options, *options], faults)
+    def start(work: Workload, name: str, *faults: Fault, options: tuple[str, ...] = ()) -> Result:
+        return play(work.job, home, f"{name}-{work}", [*work.options, *options], faults)
 
     return start
 
 
 @pytest.fixture(scope="session")
-def reference(run: Play) -> Callable[[Kind], Result]:
-    """A kind's run in which nothing fails."""
-    known: dict[Kind, Result] = {}
+def reference(run: Play) -> Callable[[Workload], Result]:
+    """The run of a workload in which nothing fails."""
+    known: dict[Workload, Result] = {}
 
-    def look_up(kind: Kind) -> Result:
-        if kind not in known:
-            result = run(kind, "reference")
-            assert result.summary["deaths"] == 0 and result.summary["steps"] == kind.steps
-            known[kind] = result
-        return known[kind]
+    def look_up(work: Workload) -> Result:
+        if work not in known:
+            result = run(work, "reference")
+            assert result.summary["deaths"] == 0 and result.summary["steps"] == work.steps
+            known[work] = result
+        return known[work]
 
     return look_up

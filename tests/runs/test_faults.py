@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from chaos.live import DeliverTwice, Fault, Kill, Pause, Result
+from chaos.live import DeliverTwice, Fault, Kill, Pause, Result, Workload
 
-from .conftest import Kind, Play
-
+JOB = Path(__file__).parents[2] / "examples" / "digits.py"
 STEPS = 400
 COLLECTIVES = ("ring", "butterfly")
-Reference = Callable[[Kind], Result]
+Play = Callable[..., Result]
+Reference = Callable[[Workload], Result]
 
 
-def digits(collective: str) -> Kind:
-    return Kind("digits", STEPS, collective)
+def digits(collective: str) -> Workload:
+    return Workload(JOB, STEPS, collective)
 
 
 def random_kill(number: int) -> tuple[Fault, ...]:
@@ -62,9 +63,9 @@ def test_the_weights_are_those_of_a_run_without_faults(
 ) -> None:
     """Whatever happens to the peers, not one bit of the result changes."""
     faults, options = SCENARIOS[scenario]
-    kind = digits(collective)
-    result = run(kind, scenario, *faults, options=options)
-    assert result.weights == reference(kind).weights
+    work = digits(collective)
+    result = run(work, scenario, *faults, options=options)
+    assert result.weights == reference(work).weights
     assert result.summary["steps"] == STEPS
     assert result.summary["metrics"]["accuracy"] >= 0.95
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -19,17 +20,18 @@ from chaos.live import (
     LoseRegistry,
     Result,
     Scale,
+    Workload,
 )
 
-from .conftest import Kind, Play
-
-KINDS = {
-    f"{example}-{collective}": Kind(example, steps, collective)
+EXAMPLES = Path(__file__).parents[2] / "examples"
+WORKLOADS = {
+    f"{example}-{collective}": Workload(EXAMPLES / f"{example}.py", steps, collective)
     for example, steps in (("digits", 900), ("charlm", 200))
     for collective in ("ring", "butterfly")
 }
 PAIRS = 100
-Reference = Callable[[Kind], Result]
+Play = Callable[..., Result]
+Reference = Callable[[Workload], Result]
 Faults = tuple[Fault, ...]
 
 
@@ -100,22 +102,24 @@ def pair(number: int, steps: int) -> Faults:
 
 
 def scenarios() -> list[object]:
-    """(kind, name) of all; a few are part of every test run."""
+    """(workload, name) of all; a few are part of every test run."""
     always = {("digits-ring", "hand-overs"), ("digits-butterfly", "everything")}
     found = []
-    for kind, each in KINDS.items():
+    for workload, each in WORKLOADS.items():
         names = ["hand-overs", "hand-overs-at-once", *alone(each.steps), *in_hand_over(each.steps)]
         for name in names:
-            marks = [] if (kind, name) in always else [pytest.mark.acceptance]
-            found.append(pytest.param(kind, name, marks=marks, id=f"{name}-{kind}"))
+            marks = [] if (workload, name) in always else [pytest.mark.acceptance]
+            found.append(pytest.param(workload, name, marks=marks, id=f"{name}-{workload}"))
     return found
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("kind", "name"), scenarios())
-def test_nothing_that_dies_is_missed(kind: str, name: str, run: Play, reference: Reference) -> None:
+@pytest.mark.parametrize(("workload", "name"), scenarios())
+def test_nothing_that_dies_is_missed(
+    workload: str, name: str, run: Play, reference: Reference
+) -> None:
     """Not one bit of the result changes, and a deadline costs no step."""
-    chosen = KINDS[kind]
+    chosen = WORKLOADS[workload]
     whole = reference(chosen)
     options: tuple[str, ...] = ("--relays", "2")
     faults = {**alone(chosen.steps), **in_hand_over(chosen.steps)}.get(name, ())
@@ -135,10 +139,10 @@ def test_nothing_that_dies_is_missed(kind: str, name: str, run: Play, reference:
 @pytest.mark.parametrize("number", range(PAIRS))
 def test_two_faults_at_random(number: int, run: Play, reference: Reference) -> None:
     """Pairs of all these in one run, while hand-overs go on."""
-    kind = list(KINDS.values())[number % len(KINDS)]
-    whole = reference(kind)
+    work = list(WORKLOADS.values())[number % len(WORKLOADS)]
+    whole = reference(work)
     options = due_often(whole.summary["wall_s"], "--relays", "2")
     if number % 3 == 0:
         options = (*options, *AT_ONCE)
-    result = run(kind, f"pair-{number}", *pair(number, kind.steps), options=options)
+    result = run(work, f"pair-{number}", *pair(number, work.steps), options=options)
     assert result.weights == whole.weights
