@@ -46,6 +46,8 @@ class Snapshot:
         self._server: ForkServer | None = None
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
+        self._failures = 0
+        self._failure = ""
         self._first = asyncio.create_task(self._make_early())
 
     async def start(self, launch: Launch) -> SandboxProcess:
@@ -53,7 +55,10 @@ class Snapshot:
 
         Raises OSError when there can be none.
         """
+        failures = self._failures
         async with self._one_at_a_time:
+            if self._failures > failures:  # all that waited for it fail together
+                raise OSError(self._failure)
             try:
                 return await (await self._ready()).fork(launch)
             except ConnectionError:  # it died unnoticed, or just now
@@ -96,7 +101,9 @@ class Snapshot:
                 return self._server
             except ConnectionError as error:
                 reason = str(error)
-        raise OSError(f"no snapshot of {self._function.name}: {reason}; see {self._log_path}")
+        self._failures += 1
+        self._failure = f"no snapshot of {self._function.name}: {reason}; see {self._log_path}"
+        raise OSError(self._failure)
 
     async def _make(self) -> ForkServer:
         """Raises OSError. On the main thread, as `process.start_cold`."""

@@ -190,6 +190,7 @@ def prepare_torch() -> int:
     # threads do not survive a fork: a child would wait for the parent's for ever
     torch.set_num_threads(1)
     for kind in (torch.optim.AdamW, torch.optim.SGD):
+        # not through a backward pass, which starts threads where there is an accelerator
         weight = torch.nn.Parameter(torch.zeros(2, 2))
         weight.grad = torch.ones(2, 2)
         kind([weight], lr=0.1).step()

@@ -388,13 +388,17 @@ def test_a_dead_snapshot_is_made_anew(emulator: Running, calls: ThreadPoolExecut
     assert emulator.ended("plain")["start"] == "restored"
 
 
-def test_a_snapshot_that_cannot_be_made_fails_the_attempt(tmp_path: Path) -> None:
-    """A snapshot whose process dies whenever it is made is the reason of an init failure."""
+def test_a_snapshot_that_cannot_be_made_fails_the_attempt(
+    tmp_path: Path, calls: ThreadPoolExecutor
+) -> None:
+    """A snapshot whose process dies whenever it is made is the reason of an init failure, for
+    every start that waits for it."""
     running = Running(tmp_path, {"fatal": SNAPSHOT | {"preload": ["fatal"]}})
-    answer = running.call("fatal")
-    assert answer["errorType"] == "Runtime.StartError"
-    assert "no snapshot of fatal" in answer["errorMessage"]
-    assert "exit status 7" in answer["errorMessage"]
+    for asked in [calls.submit(running.call, "fatal") for _ in range(4)]:
+        answer = asked.result()
+        assert answer["errorType"] == "Runtime.StartError"
+        assert "no snapshot of fatal" in answer["errorMessage"]
+        assert "exit status 7" in answer["errorMessage"]
     record = running.ended("fatal")
     assert (record["cause"], record["exit"]) == ("init", None)
     assert running.stop() == 0
