@@ -10,8 +10,8 @@ from statistics import median
 from launcher.report.history import Loss
 
 POINTS_LIMIT = 2400
-TREND_PIECES = 240
-BREAK_SHARE = 0.012
+TREND_PIECES = 120
+BREAK_SHARE = 0.02
 """The trend is broken where no step is finished for so large a part of the run."""
 
 

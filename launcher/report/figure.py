@@ -35,6 +35,8 @@ GLYPH = 0.6
 """A character's width, in parts of the size of the font."""
 MARKER_POINTS = 6.5
 DEATH_LINES_LIMIT = 24
+ONE_ROW = 5
+"""Entries of the legend that fit beside each other."""
 MINUTES_FROM_S, HOURS_FROM_S = 180.0, 3 * 3600.0
 
 
@@ -47,9 +49,10 @@ def draw(history: History, title: str) -> Figure:
     from matplotlib.figure import Figure
 
     legend = _legend(history)
-    rows = -(-len(legend) // 4)
+    columns = len(legend) if len(legend) <= ONE_ROW else -(-len(legend) // 2)
+    rows = -(-len(legend) // columns)
     lanes_height = lane_height(history) * max(1, history.lanes)
-    top = HEADER + LEGEND_ROW * rows + 0.06
+    top = HEADER + LEGEND_ROW * rows
     height = top + lanes_height + GAP + CURVE + FOOTER
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
     width = WIDTH - LEFT - RIGHT
@@ -76,7 +79,7 @@ def draw(history: History, title: str) -> Figure:
         handles=legend,
         loc="upper left",
         bbox_to_anchor=(0.14 / WIDTH, 1 - (HEADER - 0.04) / height),
-        ncols=4,
+        ncols=columns,
         borderpad=0,
         borderaxespad=0,
         fontsize=8,
@@ -154,7 +157,7 @@ class _Lanes:
         self._seams([each for each in history.incidents if not each.death])
         self._deaths([each for each in history.incidents if each.death])
         self._labels_of_boots()
-        top = -0.62
+        top = -0.7 if history.scalings or history.notices else -0.5
         for scaling in history.scalings:
             axes.axvline(scaling.at_s, color=INK, linewidth=1, linestyle=":", zorder=4)
         if len(history.scalings) <= DEATH_LINES_LIMIT:
@@ -167,7 +170,8 @@ class _Lanes:
             )
         every = -(-9 // int(self._lane_points)) if self._lane_points < 9 else 1
         slots = range(0, history.lanes, every)
-        axes.set_yticks(slots, [f"slot {slot}" for slot in slots], color=INK, size=8.5)
+        middles = [slot + BAR[0] + BAR[1] / 2 for slot in slots]
+        axes.set_yticks(middles, [f"slot {slot}" for slot in slots], color=INK, size=8.5)
         axes.set_ylim(history.lanes - 0.45, top)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelbottom=False)

@@ -44,6 +44,14 @@ def seconds(length_s: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
 
 
+def clock(at_s: float) -> str:
+    """When something happened, like "0:09.31" or "1:53:54.20"."""
+    hundredths = round(at_s * 100)
+    minutes, rest = divmod(hundredths, 6000)
+    told = f"{rest // 100:02}.{rest % 100:02}"
+    return f"{minutes // 60}:{minutes % 60:02}:{told}" if minutes >= 60 else f"{minutes}:{told}"
+
+
 def milliseconds(stall_ms: float | None) -> str:
     return "" if stall_ms is None else f"{stall_ms:.0f} ms"
 
