@@ -20,15 +20,14 @@ def finite(losses: Sequence[Loss]) -> list[Loss]:
 
 
 def thinned(losses: Sequence[Loss], limit: int = POINTS_LIMIT) -> list[Loss]:
-    """At most `limit` of them. Of each stretch the lowest and the highest stay: so do outliers."""
+    """At most `limit`: evenly taken ones for the crowd, and the extremes, lest outliers vanish."""
     if len(losses) <= limit:
         return list(losses)
-    kept: list[Loss] = []
-    for piece in _pieces(losses, limit // 2):
-        lowest = min(piece, key=lambda each: each.loss)
-        highest = max(piece, key=lambda each: each.loss)
-        kept += sorted({lowest, highest}, key=lambda each: each.step)
-    return kept
+    kept = {piece[0] for piece in _pieces(losses, limit * 2 // 3)}
+    for piece in _pieces(losses, limit // 6):
+        kept.add(min(piece, key=lambda each: each.loss))
+        kept.add(max(piece, key=lambda each: each.loss))
+    return sorted(kept, key=lambda each: each.step)
 
 
 def trend(losses: Sequence[Loss], span_s: float) -> tuple[list[float], list[float]]:

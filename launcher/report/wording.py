@@ -9,9 +9,9 @@ from launcher.report.history import History
 DIGEST_SHOWN = 12
 
 
-def count(number: int, one: str, many: str = "") -> str:
-    """Like "1 death", "2 deaths"."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
+def count(number: int, one: str) -> str:
+    """Like "1 death", "1,200 deaths"."""
+    return f"{number:,} {one if number == 1 else one + 's'}"
 
 
 def numbers(shards: Sequence[int]) -> str:
@@ -57,7 +57,7 @@ def milliseconds(stall_ms: float | None) -> str:
 
 
 def headline(history: History, title: str) -> str:
-    """Like "digits.py: 600 steps on 4 slots"."""
+    """Like "digits.py: 1,500 steps on 4 slots"."""
     return f"{title}: {count(history.step, 'step')} on {count(history.lanes, 'slot')}"
 
 
