@@ -29,8 +29,8 @@ SCALINGS_LIMIT = 24
 """With more changes of scale, only their lines are drawn."""
 STRETCHES_LIMIT = 60
 """With more, a lane says its home shards once, and again when they change."""
-ADOPTED_POINTS = 1.4
-"""A shorter adoption is drawn that wide, so that it can be seen."""
+LEAST_POINTS = 1.4
+"""A shorter adoption or start is drawn that wide, so that it can be seen."""
 
 
 def lane_height(history: History) -> float:
@@ -86,7 +86,7 @@ class Lanes:
                 count = len(stretch.home) + len(stretch.adopted)
                 top, length = invocation.slot + BAR[0], stretch.end_s - stretch.start_s
                 for colour, shards in ((HOME, stretch.home), (ADOPTED, stretch.adopted)):
-                    least = ADOPTED_POINTS * self._point if colour == ADOPTED else 0.0
+                    least = LEAST_POINTS * self._point if colour == ADOPTED else 0.0
                     box = (stretch.start_s, top, max(length, least), BAR[1] * len(shards) / count)
                     if shards:
                         pieces[colour].append(box)
@@ -119,8 +119,14 @@ class Lanes:
         )
 
     def _boots(self) -> None:
+        least = LEAST_POINTS * self._point
         rectangles = [
-            (each.granted_s, each.slot + TRACK[0], _until(each) - each.granted_s, TRACK[1])
+            (
+                each.granted_s,
+                each.slot + TRACK[0],
+                max(least, _until(each) - each.granted_s),
+                TRACK[1],
+            )
             for each in self._history.invocations
         ]
         self._rectangles(rectangles, BOOT, zorder=2, edge="white")

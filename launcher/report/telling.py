@@ -50,6 +50,10 @@ def history_of(events: Iterable[Event], state: str, reason: str = "") -> History
     return teller.told(state, reason) if teller is not None else None
 
 
+PEACEFUL = {"swap": "handed over", "scaled": "scaled away"}
+"""What a removal that is no death means to the one who is removed."""
+
+
 @dataclass(slots=True)
 class _Draft:
     """An invocation of which more may be heard."""
@@ -198,7 +202,8 @@ class _Teller:
         for peer in self._view["members"]:
             if peer not in fields["members"]:
                 kind = removals.get(peer, "lease")
-                ending = {"swap": "handed over", "scaled": "scaled away"}.get(kind, kind)
+                peaceful = PEACEFUL if peer in self._notes else PEACEFUL | {"left": "left"}
+                ending = peaceful.get(kind, f"death: {_ground(kind)}")
                 self._draft(peer, now).end(ending, now)
         shards: dict[Peer, list[int]] = {peer: [] for peer in fields["members"]}
         for shard, peer in enumerate(fields["players"]):
@@ -238,6 +243,7 @@ class _Teller:
         story = self.story
         state = str(story.outcome.get("state", state))
         end = story.last_at - self._began
+        step = story.outcome["step"] if state == "finished" and story.outcome else story.step
         for draft in self._drafts.values():
             killed = draft.peer in story.kills
             alive = "running" if state == "running" else f"run {state}"
@@ -251,7 +257,7 @@ class _Teller:
             lanes=self._lanes,
             shards=len(self._view["players"]),
             end_s=end,
-            step=story.step,
+            step=step,
             repeated_steps=self._repeated,
             step_s=pace.step_s,
             checkpoints=self._checkpoints,
@@ -278,7 +284,7 @@ class _Teller:
         gap = pace.gap(at)
         return Incident(
             at_s=at - self._began,
-            kind=kind,
+            kind=_ground(kind),
             peer=peer,
             shards=shards,
             heirs=heirs,
@@ -286,6 +292,11 @@ class _Teller:
             gap_s=None if gap is None else (gap[0] - self._began, gap[1] - self._began),
             note=self._notes.get(peer, ""),
         )
+
+
+def _ground(kind: str) -> str:
+    """Of a death; who leaves and says what for, is a function that raised."""
+    return "raised" if kind == "left" else kind
 
 
 def _when(incident: Incident) -> tuple[float, Peer]:

@@ -42,7 +42,10 @@ def _read(folder: RunFolder) -> History:
         state = summary["state"]
     history = None
     if folder.events.exists():
-        with folder.events.open(encoding="utf-8", errors="replace") as lines:
+        with (
+            writing_to(folder.path),
+            folder.events.open(encoding="utf-8", errors="replace") as lines,
+        ):
             history = history_of(parse(lines), state, (summary or {}).get("reason", ""))
     if history is None:
         raise InputError(

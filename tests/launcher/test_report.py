@@ -114,11 +114,11 @@ def test_invocations_have_their_start_and_their_end() -> None:
     assert told == [
         (A, "cold", 10.0, 16.0, "handed over"),
         (E, "cold", 1.5, 20.0, "run finished"),
-        (B, "cold", 10.0, pytest.approx(12.05), "silent"),
+        (B, "cold", 10.0, pytest.approx(12.05), "death: silent"),
         (D, "warm", pytest.approx(1.4), 20.0, "run finished"),
         (C, "cold", 10.0, 18.5, "scaled away"),
     ]
-    assert (history.lanes, history.shards, history.end_s, history.step) == (3, 3, 20.0, 74)
+    assert (history.lanes, history.shards, history.end_s, history.step) == (3, 3, 20.0, 75)
 
 
 def test_adoptions_are_told_from_home_shards() -> None:
@@ -200,6 +200,21 @@ def test_functions_that_never_joined_are_told() -> None:
     assert [each.ended_s for each in history.invocations] == [30.0, 60.0, 62.0]
 
 
+def test_who_leaves_with_a_cause_has_raised() -> None:
+    """And who leaves without one is no death at all."""
+    script = Script()
+    script.event(0.0, "created", slots=3)
+    script.view(1.0, [A, B, C], kind="first")
+    script.event(2.0, "left", peer=B, cause="Traceback …\nValueError: no")
+    script.event(2.0, "left", peer=C, cause="")
+    script.view(2.5, [A], [(B, "left"), (C, "left")])
+    history = script.history()
+    (death,) = history.incidents
+    assert (death.peer, death.kind, death.note) == (B, "raised", "ValueError: no")
+    assert endings(history) == {A: "running", B: "death: raised", C: "left"}
+    assert [each.ended_s for each in history.invocations] == [2.5, 2.0, 2.0]
+
+
 def test_steps_that_a_revived_run_repeats_are_counted() -> None:
     """When all died at once, the steps since the checkpoint are computed again."""
     script = Script()
@@ -211,7 +226,7 @@ def test_steps_that_a_revived_run_repeats_are_counted() -> None:
     history = script.history("finished")
     assert (history.deaths, history.repeated_steps) == (3, 3)
     assert "3 steps computed again" in subtitle(history)
-    assert set(endings(history).values()) == {"lease", "run finished"}
+    assert set(endings(history).values()) == {"death: lease", "run finished"}
 
 
 # --- how it is said and drawn -----------------------------------------------------------------
