@@ -26,6 +26,11 @@ class Pace:
         """The median time from one step to the next; NaN before there are two."""
         self._reached = sorted(reached)
 
+    def last(self, at: float) -> float | None:
+        """When the last step before `at` was reached."""
+        after = bisect_right(self._reached, at)
+        return self._reached[after - 1] if after else None
+
     def gap(self, at: float) -> tuple[float, float] | None:
         """When the last step before `at` and the first after it were reached."""
         after = bisect_right(self._reached, at)

@@ -61,6 +61,8 @@ class Incident:
     """A hand-over or a death."""
 
     at_s: float
+    """Of a death, when it happened as far as that is known: on request or with a word at that time,
+    otherwise with the last step that was finished before it was noticed."""
     kind: str
     """`HANDOVER`, or the ground on which the others removed a dead peer."""
     peer: Peer

@@ -124,19 +124,18 @@ class Lanes:
             (
                 each.granted_s,
                 each.slot + TRACK[0],
-                max(least, _until(each) - each.granted_s),
+                max(least, _until(each) - each.granted_s - 0.8 * self._point),
                 TRACK[1],
             )
             for each in self._history.invocations
         ]
-        self._rectangles(rectangles, BOOT, zorder=2, edge="white")
+        self._rectangles(rectangles, BOOT, zorder=2)
 
     def _rectangles(
         self,
         rectangles: list[tuple[float, float, float, float]],
         colour: str,
         zorder: float,
-        edge: str = "none",
     ) -> None:
         from matplotlib.collections import PolyCollection
 
@@ -144,9 +143,7 @@ class Lanes:
             [(left, top), (left + long, top), (left + long, top + tall), (left, top + tall)]
             for left, top, long, tall in rectangles
         ]
-        collection = PolyCollection(
-            corners, facecolor=colour, edgecolor=edge, linewidth=0.5, zorder=zorder
-        )
+        collection = PolyCollection(corners, facecolor=colour, edgecolor="none", zorder=zorder)
         self._axes.add_collection(collection, autolim=False)
 
     def _seams(self, handovers: list[Incident]) -> None:

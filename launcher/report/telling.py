@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from fault.assignment import home_block
 from fault.records import Peer, generation_of, slot_of
 from fault.registry import Event
+from launcher.report.draft import Draft
 from launcher.report.history import (
     HANDOVER,
     Evaluation,
     History,
     Incident,
-    Invocation,
     Loss,
     Notice,
     Scaling,
-    Stretch,
 )
 from launcher.summary import Pace, Story
 
@@ -53,52 +51,8 @@ def history_of(events: Iterable[Event], state: str, reason: str = "") -> History
 PEACEFUL = {"swap": "handed over", "scaled": "scaled away"}
 """What a removal that is no death means to the one who is removed."""
 
-
-@dataclass(slots=True)
-class _Draft:
-    """An invocation of which more may be heard."""
-
-    slot: int
-    generation: int
-    peer: Peer
-    granted_s: float
-    start: str = ""
-    joined_s: float | None = None
-    gone_s: float | None = None
-    """When it was killed, or said that it leaves."""
-    ended_s: float | None = None
-    ending: str = ""
-    stretches: list[Stretch] = field(default_factory=list)
-    plays: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-    since_s: float = 0.0
-
-    def play(self, home: tuple[int, ...], adopted: tuple[int, ...], now: float) -> None:
-        if (home, adopted) == self.plays:
-            return
-        until = now if self.gone_s is None else min(now, self.gone_s)
-        if self.plays != ((), ()) and until > self.since_s:
-            self.stretches.append(Stretch(self.since_s, until, *self.plays))
-        self.plays, self.since_s = (home, adopted), now
-
-    def end(self, ending: str, now: float) -> None:
-        if self.ended_s is None:
-            self.play((), (), now)
-            self.ended_s = now if self.gone_s is None else min(now, self.gone_s)
-            self.ending = ending
-
-    def done(self) -> Invocation:
-        assert self.ended_s is not None
-        return Invocation(
-            self.slot,
-            self.generation,
-            self.peer,
-            self.start,
-            self.granted_s,
-            self.joined_s,
-            self.ended_s,
-            self.ending,
-            tuple(self.stretches),
-        )
+FELL_SILENT = frozenset({"silent", "lease"})
+"""Grounds on which a peer is removed some time after it died."""
 
 
 class _Teller:
@@ -107,7 +61,7 @@ class _Teller:
     def __init__(self, began: float) -> None:
         self.story = Story(created_at=began)
         self._began = began
-        self._drafts: dict[tuple[int, int, Peer], _Draft] = {}
+        self._drafts: dict[tuple[int, int, Peer], Draft] = {}
         """By slot, generation and peer, which is empty until the grant is claimed."""
         self._view: dict[str, Any] = {"members": [], "players": []}
         self._lanes = 0
@@ -143,12 +97,12 @@ class _Teller:
             heirs = tuple(each for each in view["members"] if slot_of(each) == slot_of(peer))
         self._found.append((peer, kind, at, shards, heirs))
 
-    def _draft(self, peer: Peer, now: float) -> _Draft:
+    def _draft(self, peer: Peer, now: float) -> Draft:
         slot, generation = slot_of(peer), generation_of(peer)
         key = (slot, generation, peer)
         if key not in self._drafts:
             granted = self._drafts.pop((slot, generation, ""), None)
-            self._drafts[key] = granted or _Draft(slot, generation, peer, now)
+            self._drafts[key] = granted or Draft(slot, generation, peer, now)
             self._drafts[key].peer = peer
         return self._drafts[key]
 
@@ -172,7 +126,7 @@ class _Teller:
         for draft in self._drafts.values():
             if draft.slot == slot and draft.joined_s is None:
                 draft.end("never joined" if draft.peer else "never arrived", now)
-        self._drafts[slot, generation, ""] = _Draft(slot, generation, "", now)
+        self._drafts[slot, generation, ""] = Draft(slot, generation, "", now)
 
     def _on_claimed(self, fields: dict[str, Any], now: float) -> None:
         self._draft(fields["peer"], now)
@@ -248,8 +202,13 @@ class _Teller:
             killed = draft.peer in story.kills
             alive = "running" if state == "running" else f"run {state}"
             draft.end("killed" if killed else alive, end)
-        drafts = [self._drafts[key] for key in sorted(self._drafts)]
         pace = Pace(story.times)
+        for peer, kind, at, _, _ in self._found:
+            draft, seen = self._draft(peer, end), pace.last(at)
+            # no step can be finished without one of its members, so it did not outlive the last
+            if kind in FELL_SILENT and draft.gone_s is None and seen is not None:
+                draft.last_seen(seen - self._began)
+        drafts = [self._drafts[key] for key in sorted(self._drafts)]
         return History(
             state=state,
             reason=story.outcome.get("reason", reason),
@@ -282,8 +241,9 @@ class _Teller:
         pace: Pace,
     ) -> Incident:
         gap = pace.gap(at)
+        ended = self._draft(peer, at - self._began).ended_s
         return Incident(
-            at_s=at - self._began,
+            at_s=at - self._began if ended is None else ended,
             kind=_ground(kind),
             peer=peer,
             shards=shards,

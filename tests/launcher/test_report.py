@@ -216,7 +216,7 @@ def test_who_leaves_with_a_cause_has_raised() -> None:
 
 
 def test_steps_that_a_revived_run_repeats_are_counted() -> None:
-    """When all died at once, the steps since the checkpoint are computed again."""
+    """When all died at once, after their last step, those since the checkpoint come again."""
     script = Script()
     script.event(0.0, "created", slots=3)
     script.view(1.0, [A, B, C], kind="first")
@@ -225,6 +225,7 @@ def test_steps_that_a_revived_run_repeats_are_counted() -> None:
     script.steps(8, 5.1, 10)
     history = script.history("finished")
     assert (history.deaths, history.repeated_steps) == (3, 3)
+    assert [each.at_s for each in history.incidents] == [pytest.approx(2.0)] * 3
     assert "3 steps computed again" in subtitle(history)
     assert set(endings(history).values()) == {"death: lease", "run finished"}
 
