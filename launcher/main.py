@@ -166,6 +166,22 @@ def logs(
 
 
 @app.command()
+def report(
+    run: RunArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to; default: the run's folder.")
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Draw what happened in a run, so far or to its end: report.png and report.html."""
+    folder = Home(home).find(run)
+    from launcher.report.writing import write
+
+    for path in write(folder, out):
+        print(path)
+
+
+@app.command()
 def stop(run: RunArgument, home: HomeOption = None) -> None:
     """Stop a run; returns when nothing of it is left running."""
     folder = Home(home).find(run)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from statistics import median
@@ -13,6 +14,36 @@ from fault.records import slot_of
 from fault.registry import Event
 
 DEATH_KINDS = frozenset({"silent", "lease", "hung", "unreachable", "corrupt"})
+
+
+class Pace:
+    """How steps followed each other; built once, asked often. `times` are those of a `Story`."""
+
+    def __init__(self, times: Mapping[int, float]) -> None:
+        reached = [times[step] for step in sorted(times)]
+        gaps = [after - before for before, after in itertools.pairwise(reached)]
+        self.step_s = median(gaps) if gaps else float("nan")
+        """The median time from one step to the next; NaN before there are two."""
+        self._reached = sorted(reached)
+
+    def last(self, at: float) -> float | None:
+        """When the last step before `at` was reached."""
+        after = bisect_right(self._reached, at)
+        return self._reached[after - 1] if after else None
+
+    def gap(self, at: float) -> tuple[float, float] | None:
+        """When the last step before `at` and the first after it were reached."""
+        after = bisect_right(self._reached, at)
+        if after in (0, len(self._reached)):
+            return None
+        return self._reached[after - 1], self._reached[after]
+
+    def stall_ms(self, at: float) -> float | None:
+        """From the last step before `at` to the first after it, less the median step time."""
+        gap = self.gap(at)
+        if gap is None:
+            return None
+        return round(max(0.0, gap[1] - gap[0] - self.step_s) * 1000, 1)
 
 
 @dataclass(slots=True)
@@ -96,19 +127,9 @@ class Story:
 
     # --- figures ----------------------------------------------------------------------------
 
-    def step_seconds(self) -> float:
-        """The median time from one step to the next; NaN before there are two."""
-        reached = [self.times[step] for step in sorted(self.times)]
-        gaps = [after - before for before, after in itertools.pairwise(reached)]
-        return median(gaps) if gaps else float("nan")
-
     def stall_ms(self, at: float) -> float | None:
-        """From the last step before `at` to the first after it, less the median step time."""
-        before = [time for time in self.times.values() if time <= at]
-        after = [time for time in self.times.values() if time > at]
-        if not before or not after:
-            return None
-        return round(max(0.0, min(after) - max(before) - self.step_seconds()) * 1000, 1)
+        """See `Pace.stall_ms`."""
+        return Pace(self.times).stall_ms(at)
 
     def players(self) -> dict[int, list[int]]:
         """The shards that each slot plays now."""
@@ -122,9 +143,10 @@ def summarize(story: Story, plan: dict[str, Any], folder: str) -> dict[str, Any]
     """The one JSON object that `run --json` ends with."""
     outcome = story.outcome
     kinds = list(story.starts.values())
+    pace = Pace(story.times)
     stalls = {
-        "handover": [story.stall_ms(at) for _, at in story.handovers],
-        "death": [story.stall_ms(at) for _, _, at in story.deaths],
+        "handover": [pace.stall_ms(at) for _, at in story.handovers],
+        "death": [pace.stall_ms(at) for _, _, at in story.deaths],
     }
     finished = outcome.get("state") == "finished"
     return {
