@@ -99,6 +99,12 @@ class LiveRun:
         steps = [doing.step for peer, doing in snapshot.doing.items() if peer in members]
         return max(steps, default=-1)
 
+    def handovers(self) -> int:
+        """How many there were so far, as far as the supervisor has written."""
+        views = [event for event in self.folder.read_events() if event.kind == "view"]
+        kinds = [kind for view in views for _, kind in view.fields["removals"]]
+        return kinds.count("swap")
+
     def process_of(self, slot: int) -> int | None:
         """The process that a slot's oldest function runs in, or None while there is none."""
         return next(iter(self.processes_of(slot)), None)

@@ -1,0 +1,1 @@
+"""Performance claims, each measured side by side with something else in one run, as JSON."""
