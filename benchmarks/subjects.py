@@ -1,4 +1,4 @@
-"""The two that are compared: a run of ours and one of torchrun, started, hurt, read and ended alike."""
+"""The two that are compared, a run of ours and one of torchrun: started, hurt and read alike."""
 
 from __future__ import annotations
 
@@ -65,8 +65,6 @@ class Ours:
         self._last = "0-0"
         self._steps: dict[int, float] = {}
         self._members = 0
-        self.handovers: list[float] = []
-        self.stalls_ms: list[float] = []
 
     def __enter__(self) -> Ours:
         self.live.wait_for_step(20)

@@ -50,7 +50,7 @@ def main() -> None:
             mine = chosen[rank * share : (rank + 1) * share]
             inputs, targets = default_collate([task.dataset[index] for index in mine])
             optimizer.zero_grad()
-            task.loss(model(inputs), targets).backward()
+            task.loss(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()

@@ -19,12 +19,13 @@ from torch.nn import functional
 from p2p import Task
 
 MODULES = (
-    "argparse ast bisect calendar cmd code codecs collections/__init__ configparser contextlib "
-    "copy csv datetime decimal difflib dis doctest enum fileinput fnmatch fractions functools gettext "
-    "glob heapq inspect ipaddress json/decoder json/encoder locale mailbox mimetypes optparse "
-    "pathlib pdb pickle platform pprint queue random sched selectors shelve shlex shutil socket "
-    "statistics string subprocess tarfile tempfile textwrap threading timeit tokenize trace "
-    "traceback types typing unittest/case unittest/mock urllib/parse uuid warnings weakref zipfile"
+    "argparse ast bisect calendar cmd code codecs collections/__init__ configparser "
+    "contextlib copy csv datetime decimal difflib dis doctest enum fileinput fnmatch "
+    "fractions functools gettext glob heapq inspect ipaddress json/decoder json/encoder "
+    "locale mailbox mimetypes optparse pathlib pdb pickle platform pprint queue random sched "
+    "selectors shelve shlex shutil socket statistics string subprocess tarfile tempfile "
+    "textwrap threading timeit tokenize trace traceback types typing unittest/case "
+    "unittest/mock urllib/parse uuid warnings weakref zipfile"
 )
 HELD_OUT = 10
 """Of so many stretches of the text, one is kept for the evaluation."""
