@@ -24,6 +24,13 @@ from fault.registry import Registry
 
 PEERS = 4
 CHECKPOINT_EVERY = 50
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    # With the agent's store shared, restarted workers may find each other's old addresses there,
+    # and no restart comes to an end: of nine tries on the machine of docs/performance.md, none did.
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
+"""Of torchrun and its workers."""
 ENDLESS = 10_000_000
 GLANCE_S = 0.02
 
@@ -135,7 +142,7 @@ class Torchrun:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, **ENVIRONMENT},
             )
 
     def __enter__(self) -> Torchrun:
