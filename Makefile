@@ -14,7 +14,7 @@ test: $(INSTALLED)
 	mypy
 	pytest -n 2 --dist loadfile -m 'not acceptance'
 
-# Trains digits on four peers, kills one on the way, and compares with a run without a fault.
+# Trains digits on functions that live for 15 s, kills one, and compares with an undisturbed run.
 demo: $(INSTALLED)
 	python examples/demo.py
 

@@ -163,13 +163,13 @@ class Torchrun:
         self.end()
 
     def end(self) -> None:
-        """All of it, whatever state it is in."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for pid in self._workers():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """All of it, whatever state it is in; workers are known by the folder they were given."""
+        self._process.kill()
         self._process.wait()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.fsencode(self._folder) in (process / "cmdline").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def steps(self) -> list[tuple[float, int]]:
         """A step counts when all ranks have finished it, as it does in a checkpoint or a result."""
