@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from fault.records import Timing
 from fault.succession import LIFE_SHARE, lead_s
 
@@ -31,9 +33,8 @@ def test_early_enough_for_a_start_and_a_step() -> None:
 def test_slots_that_are_due_together_are_spread() -> None:
     """By a start each; not at all if that was asked for."""
     leads = [lead(slot=slot) for slot in range(4)]
-    assert [
-        round(later - earlier, 6) for earlier, later in zip(leads, leads[1:], strict=False)
-    ] == [2.0] * 3
+    apart = [round(later - earlier, 6) for earlier, later in itertools.pairwise(leads)]
+    assert apart == [2.0] * 3
     at_once = Timing(handover_margin_s=1.0, handover_stagger=0.0)
     assert len({lead(at_once, slot=slot) for slot in range(4)}) == 1
 

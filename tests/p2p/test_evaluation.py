@@ -1,4 +1,4 @@
-"""Evaluation in a function of its own: once, of the state it was given, however often it is called."""
+"""Evaluation in a function of its own: once for each state, however often it is called."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_two_members_send_one_state_and_it_is_evaluated_once(
     url = f"unix://{server.socket}"
     first, second = (evaluator.evaluate("twice", url, 8) for _ in range(2))
     assert "metrics" in first and "reason" in second
-    weight = float(task.model.weight.sum())
+    weight = float(task.model.weight.detach().sum())
     expected = {"step": 8, "epoch": 2.0, "values": {"weight": weight, "training": 0.0}}
     assert metrics(registry) == [expected]
     assert storage.get(state_name(8)) is None
