@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Literal
 
 from fault import actions
-from fault.assignment import assign, watched_by
-from fault.detector import PhiAccrual
+from fault.assignment import assign
+from fault.candidates import Candidates
 from fault.judgement import dissenters, removals
 from fault.records import (
-    AccusationKind,
     Grant,
     Peer,
     Proposal,
@@ -28,16 +27,10 @@ from fault.records import (
     slot_of,
 )
 from fault.succession import lead_s
+from fault.suspicion import Suspicion
 
 Role = Literal["candidate", "member", "gone"]
 Action = object
-
-CLOSE_STEPS = 4
-"""A candidate this close catches up within a step."""
-PATIENCE_S = 3.0
-"""After so long a candidate is let in wherever it stands: it may never come closer."""
-CUT_OFF_BEATS = 2.5
-"""Of several watched peers one is heard in every beat; none for so long, and the link is down."""
 
 
 class Membership:
@@ -77,16 +70,8 @@ class Membership:
         """No step finishes although one is due; kept up to date by the core."""
         self.disagreement = False
         """Somebody computed from a different state of the same step."""
-        self._detectors: dict[Peer, PhiAccrual] = {}
-        self._accusing: dict[Peer, tuple[AccusationKind, float]] = {}
-        self._cut_off = False
-        """Nobody at all was heard for a while, so it is this peer's own link that is in doubt."""
-        self._heard_at = 0.0
-        self._ready_heard: dict[Peer, float] = {}
-        """When a candidate was last heard."""
-        self._had_state_since: dict[Peer, float] = {}
-        self._was_close_at: dict[Peer, float] = {}
-        """When a candidate last held a state that is hardly older than this peer's."""
+        self.suspicion = Suspicion(me, timing)
+        self.candidates = Candidates(timing)
         self.boot_s: float | None = None
         """From the grant until this process could take part."""
         self.step_s = 0.0
@@ -119,17 +104,7 @@ class Membership:
         self._contact_life = life
 
     def on_beat(self, peer: Peer, view_number: int, now: float) -> None:
-        detector = self._detectors.get(peer)
-        if detector is not None:
-            self._heard_at = now
-            if self._cut_off:
-                self._cut_off = False
-                for each in self._detectors.values():
-                    each.forgive(now, now)  # the others will be heard, one after another
-            detector.heard(now)
-            accusation = self._accusing.get(peer)
-            if accusation is not None and accusation[0] == "silent":
-                del self._accusing[peer]
+        self.suspicion.on_beat(peer, now)
         self.on_view_number(peer, view_number, now)
 
     def on_view_number(self, peer: Peer, number: int, now: float) -> None:
@@ -147,13 +122,7 @@ class Membership:
 
     def on_ready(self, peer: Peer, step: int, now: float) -> None:
         """A candidate is there; with a state of `step`, or -1 for none."""
-        self._ready_heard[peer] = now
-        if step < 0:
-            self._had_state_since.pop(peer, None)
-            return
-        self._had_state_since.setdefault(peer, now)
-        if step >= self.state_step - CLOSE_STEPS:
-            self._was_close_at[peer] = now
+        self.candidates.hear(peer, step, self.state_step, now)
 
     def on_view(self, view: View, now: float) -> None:
         """A member passed a view on."""
@@ -188,32 +157,10 @@ class Membership:
             if now - self.began > self.timing.join_timeout_s:
                 self.leave("join timeout")
             return
-        for detector in self._detectors.values():
-            if late > self.timing.beat_s:
-                detector.forgive(late, now)
-        silent = [peer for peer, each in self._detectors.items() if each.suspicious(now)]
-        if len(self._detectors) > 1 and now - self._heard_at > CUT_OFF_BEATS * self.timing.beat_s:
-            self._cut_off = True
-        if self._cut_off and self.snapshot is not None:
-            # who hears nobody at all is cut off itself, unless the registry misses them too, and
-            # has been there for long enough to miss them
-            missed = [peer for peer in self._detectors if peer not in self.snapshot.leased]
-            silent = missed if self._contact_is_unbroken(now) else []
-        for peer in silent:
-            self._accusing[peer] = ("silent", now)
+        leased = self.snapshot.leased if self.snapshot is not None else frozenset()
+        registry_is_sure = self.snapshot is not None and self._contact_is_unbroken(now)
+        self.suspicion.tick(late, lambda peer: registry_is_sure and peer not in leased, now)
         self._invite_successor(now)
-
-    def accuse(self, peer: Peer, kind: AccusationKind, now: float) -> None:
-        current = self._accusing.get(peer)
-        if current is None or current[0] != "silent":
-            self._accusing[peer] = (kind, now)
-
-    def current_accusations(self, now: float) -> tuple[tuple[Peer, AccusationKind], ...]:
-        """What the next contact says; an accusation that is not repeated lapses."""
-        ttl = self.timing.accusation_ttl_s
-        for peer in [p for p, (_, at) in self._accusing.items() if now - at > ttl]:
-            del self._accusing[peer]
-        return tuple([(peer, kind) for peer, (kind, _) in self._accusing.items()])
 
     def on_proposed(self, proposal: Proposal, accepted: bool, now: float) -> None:
         if not accepted or self.role == "gone":
@@ -241,20 +188,9 @@ class Membership:
             return
         self.role = "member"
         self.view = view
-        self._cut_off = False
-        self._heard_at = now
         self._wish_since.clear()
-        watched = watched_by(self.me, view.members)
-        # Timers about a peer that stays survive; a newcomer starts with a clean record.
-        self._detectors = {
-            peer: self._detectors.get(peer) or PhiAccrual(self.timing.beat_s, now)
-            for peer in watched
-        }
-        for peer in [p for p in self._accusing if p not in view.members]:
-            del self._accusing[peer]
-        for heard in (self._ready_heard, self._had_state_since, self._was_close_at):
-            for peer in view.members:
-                heard.pop(peer, None)
+        self.suspicion.watch(view.members, now)
+        self.candidates.forget(view.members)
         self.disagreement = False
         self._adopt_steps(view, now)
 
@@ -396,7 +332,7 @@ class Membership:
             self.leave("corrupt")
             return False
         for peer in minority:
-            self.accuse(peer, "corrupt", now)
+            self.suspicion.accuse(peer, "corrupt", now)
         return True
 
     def _contact_is_unbroken(self, now: float) -> bool:
@@ -420,7 +356,7 @@ class Membership:
                 and candidate in snapshot.leased
                 and candidate not in view.members
                 and candidate not in snapshot.departed
-                and self._may_join(candidate, now)
+                and self.candidates.may_join(candidate, now)
             ):
                 joining.append(candidate)
         scaled = self._slots_for(staying + joining, snapshot) != view.slots
@@ -494,18 +430,7 @@ class Membership:
         grant = snapshot.grants.get(self.slot) if snapshot is not None else None
         if grant is None or not grant.claimant or grant.generation <= generation_of(self.me):
             return ""
-        return grant.claimant if self._heard(grant.claimant, now) else ""
-
-    def _heard(self, candidate: Peer, now: float) -> bool:
-        return now - self._ready_heard.get(candidate, -float("inf")) < self.timing.ready_ttl_s
-
-    def _may_join(self, candidate: Peer, now: float) -> bool:
-        """It is there, it holds a state, and it is close to where the members are."""
-        since = self._had_state_since.get(candidate)
-        if since is None or not self._heard(candidate, now):
-            return False
-        close = now - self._was_close_at.get(candidate, -float("inf")) < self.timing.ready_ttl_s
-        return close or now - since > PATIENCE_S
+        return grant.claimant if self.candidates.is_there(grant.claimant, now) else ""
 
     def propose_swap(self, successor: Peer) -> bool:
         """The successor holds the state: put it into the view in this peer's place.

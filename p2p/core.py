@@ -51,7 +51,9 @@ class Core:
         )
         self.leader = Leader(shape, self.out)
         self.follower = Follower(shape, self.out)
-        self.steps = Steps(me, shape, timing, self.out, self.membership.accuse, self.leader.on_mean)
+        self.steps = Steps(
+            me, shape, timing, self.out, self.membership.suspicion.accuse, self.leader.on_mean
+        )
         self.transfer = Transfer(self.out)
         self.hand_over = HandOver(self.membership, self.steps, self.leader, timing)
         self._candidate_beat_at = -float("inf")
@@ -76,7 +78,7 @@ class Core:
         """What the next call to the registry says."""
         steps = self.steps
         doing = Doing(steps.step, steps.digest, steps.computing, self.hand_over.out_of_time(now))
-        return Contact(self.me, doing, steps.step, self.membership.current_accusations(now))
+        return Contact(self.me, doing, steps.step, self.membership.suspicion.accusations(now))
 
     def on_snapshot(self, snapshot: Snapshot, now: float) -> None:
         membership = self.membership
@@ -90,13 +92,13 @@ class Core:
 
     def on_contact_failed(self, now: float) -> None:
         self.membership.on_contact_failed(now)
-        self.hand_over.on_answer(now)
+        self.hand_over.on_answer()
 
     def on_proposed(self, proposal: Proposal, accepted: bool, now: float) -> None:
         self.membership.on_proposed(proposal, accepted, now)
         if not accepted and self.steps.stopped:
             self.out.append(actions.ContactNow())  # who was faster? look, and propose again
-        self.hand_over.on_answer(now)
+        self.hand_over.on_answer()
 
     # --- this peer's own work ---------------------------------------------------------------
 

@@ -118,7 +118,6 @@ class HandOver:
         if source == self._membership.successor:
             self._heard = (now, self._heard[1])
 
-    def on_answer(self, now: float) -> None:
-        """The registry accepted the swap or not, or did not answer; it may be proposed again."""
+    def on_answer(self) -> None:
+        """The registry refused the swap, or did not answer: with its next word, propose again."""
         self._proposed = False
-        self.look(now)

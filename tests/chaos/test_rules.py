@@ -17,6 +17,7 @@ from chaos.faults import Fault, Schedule
 from chaos.simulated_peer import SimulatedPeer
 from chaos.world import World
 from fault.actions import PushView
+from fault.candidates import Candidates
 from fault.ledger import Ledger
 from fault.membership import Membership
 from fault.records import Doing, Peer, Removal, Snapshot, View
@@ -44,7 +45,7 @@ def admit_without_a_state(patch: Patch) -> None:
             core._send(peer, Ready(core.steps.step, core.steps.digest))
 
     patch.setattr(Core, "_call_on_members", call)
-    patch.setattr(Membership, "_may_join", Membership._heard)
+    patch.setattr(Candidates, "may_join", Candidates.is_there)
 
 
 def forget_the_last_mean(patch: Patch) -> None:
@@ -145,9 +146,10 @@ def remember_every_accusation(patch: Patch) -> None:
     on_beat, read = Membership.on_beat, Ledger.read
 
     def heard(membership: Membership, peer: Peer, number: int, now: float) -> None:
-        grudges = dict(membership._accusing)
+        accusing = membership.suspicion._accusing
+        grudges = dict(accusing)
         on_beat(membership, peer, number, now)
-        membership._accusing.update(grudges)
+        accusing.update(grudges)
 
     def answer(ledger: Ledger, now: float) -> Snapshot:
         ledger.accusations = {

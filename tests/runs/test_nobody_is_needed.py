@@ -26,7 +26,7 @@ from chaos.live import (
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WORKLOADS = {
     f"{example}-{collective}": Workload(EXAMPLES / f"{example}.py", steps, collective)
-    for example, steps in (("digits", 900), ("charlm", 200))
+    for example, steps in (("digits", 600), ("charlm", 160))
     for collective in ("ring", "butterfly")
 }
 PAIRS = 100
