@@ -6,7 +6,6 @@ Either all of it succeeds, or nothing of the run is left. What comes after is `r
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import subprocess
@@ -16,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fault import errors
 from fault.errors import (
     JobNotFound,
     MayflyError,
@@ -27,11 +25,11 @@ from fault.errors import (
 )
 from fault.records import Timing
 from fault.registry import Registry
-from launcher.child import bound_command
 from launcher.home import Home, RunFolder, writing_to
+from launcher.inquiry import JobRequest, ask, reported
 from launcher.options import Options
 from launcher.platform import Platform
-from launcher.preflight import Findings, reported
+from launcher.preflight import Findings
 from launcher.processes import FUNCTION, START_SECONDS
 from p2p.peer import event_payload
 from p2p.spec import RunSpec
@@ -144,44 +142,14 @@ def _preflight(
     folder: RunFolder, job: Path, options: Options, supervisor: subprocess.Popen[bytes]
 ) -> Findings:
     """Raises what is wrong with the job, or why the supervisor has ended meanwhile."""
-    request = {
-        "job": str(job),
-        "shards": options.shards,
-        "settings": dict(options.settings),
-        "threads": options.threads,
-    }
+
+    def meanwhile() -> None:
+        if supervisor.poll() is not None:
+            raise _why_it_ended(folder)
+
+    request = JobRequest(str(job), options.shards, dict(options.settings), options.threads)
     file = folder.path / "preflight.json"
-    folder.write(file, request)
-    with subprocess.Popen(
-        bound_command([sys.executable, "-P", "-m", "launcher.preflight", str(file)]),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env={**os.environ, "PYTHONHASHSEED": "0"},
-    ) as process:
-        try:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    out, said = process.communicate(timeout=0.2)
-                    break
-                if supervisor.poll() is not None:
-                    raise _why_it_ended(folder)
-        except BaseException:
-            process.kill()
-            raise
-    file.unlink(missing_ok=True)
-    lines = out.splitlines()
-    if process.returncode or not lines:
-        last = "".join([f": {line}" for line in said.strip().splitlines()[-1:]])
-        raise errors.TaskRaised(
-            f"looking at {job.name} ended the process (exit code {process.returncode}){last}", said
-        )
-    answer = json.loads(lines[-1])
-    if "error" in answer:
-        raise reported(answer)
-    return Findings(**answer)
+    return Findings(**ask("launcher.preflight", file, request, meanwhile=meanwhile))
 
 
 def _spec(

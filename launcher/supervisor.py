@@ -39,8 +39,8 @@ from fault.registry import Event, Registry
 from launcher.blame import Blame
 from launcher.emulator_client import EmulatorClient
 from launcher.home import RunFolder, writing_to
+from launcher.inquiry import report
 from launcher.platform import Platform
-from launcher.preflight import report
 from launcher.processes import FUNCTION, Processes
 from launcher.revival import Boots, Revival, Standstill
 from launcher.summary import Story, summarize
