@@ -63,6 +63,12 @@ class ShadowedName(InputError):
     exit_code = 14
 
 
+class ImpureTask(InvalidTask):
+    """The task computes other bits from the same state, shard and step."""
+
+    exit_code = 16
+
+
 class RunExists(InputError):
     """A run with this id is there already."""
 

@@ -6,9 +6,7 @@ Either all of it succeeds, or nothing of the run is left. What comes after is `r
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import secrets
 import subprocess
 import sys
 import time
@@ -16,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fault import errors
 from fault.errors import (
     JobNotFound,
     MayflyError,
@@ -27,14 +24,14 @@ from fault.errors import (
 )
 from fault.records import Timing
 from fault.registry import Registry
-from launcher.child import bound_command
 from launcher.home import Home, RunFolder, writing_to
+from launcher.inquiry import JobRequest, ask, reported
+from launcher.inviting import invite
 from launcher.options import Options
 from launcher.platform import Platform
-from launcher.preflight import Findings, reported
+from launcher.preflight import Findings
 from launcher.preload import imports_of
 from launcher.processes import FUNCTION, START_SECONDS
-from p2p.peer import event_payload
 from p2p.spec import RunSpec
 
 
@@ -150,44 +147,14 @@ def _preflight(
     folder: RunFolder, job: Path, options: Options, supervisor: subprocess.Popen[bytes]
 ) -> Findings:
     """Raises what is wrong with the job, or why the supervisor has ended meanwhile."""
-    request = {
-        "job": str(job),
-        "shards": options.shards,
-        "settings": dict(options.settings),
-        "threads": options.threads,
-    }
+
+    def meanwhile() -> None:
+        if supervisor.poll() is not None:
+            raise _why_it_ended(folder)
+
+    request = JobRequest(str(job), options.shards, dict(options.settings), options.threads)
     file = folder.path / "preflight.json"
-    folder.write(file, request)
-    with subprocess.Popen(
-        bound_command([sys.executable, "-P", "-m", "launcher.preflight", str(file)]),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env={**os.environ, "PYTHONHASHSEED": "0"},
-    ) as process:
-        try:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    out, said = process.communicate(timeout=0.2)
-                    break
-                if supervisor.poll() is not None:
-                    raise _why_it_ended(folder)
-        except BaseException:
-            process.kill()
-            raise
-    file.unlink(missing_ok=True)
-    lines = out.splitlines()
-    if process.returncode or not lines:
-        last = "".join([f": {line}" for line in said.strip().splitlines()[-1:]])
-        raise errors.TaskRaised(
-            f"looking at {job.name} ended the process (exit code {process.returncode}){last}", said
-        )
-    answer = json.loads(lines[-1])
-    if "error" in answer:
-        raise reported(answer)
-    return Findings(**answer)
+    return Findings(**ask("launcher.preflight", file, request, meanwhile=meanwhile))
 
 
 def _spec(
@@ -224,14 +191,8 @@ def _launch(folder: RunFolder, spec: RunSpec, ready: dict[str, Any]) -> None:
         if not registry.create(spec.to_json(), spec.slots):
             raise RunExists(f"the registry at {registry.where} has a run {spec.run} already")
         try:
-            for slot in range(spec.slots):
-                token = secrets.token_hex(8)
-                if registry.grant(slot, 1, token, "launcher"):
-                    platform.invoke(
-                        event_payload(
-                            spec.run, slot, 1, token, ready["registry"], str(folder.path), ""
-                        )
-                    )
+            first = [(slot, 1) for slot in range(spec.slots)]
+            invite(first, registry, ready["registry"], platform, folder.path)
         except BaseException:
             # the registry may be one that stays; a run that never began must not hold its id there
             with contextlib.suppress(RegistryUnavailable):

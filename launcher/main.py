@@ -16,6 +16,7 @@ from fault.errors import Detached, InputError, MayflyError, RegistryUnavailable
 from fault.records import Timing
 from fault.registry import Registry
 from launcher import resuming, runs
+from launcher.check import check as examine
 from launcher.home import Home, RunFolder
 from launcher.logs import entries
 from launcher.progress import Bar, Plain, Quiet
@@ -31,19 +32,22 @@ HomeOption = Annotated[
     typer.Option("--home", help="Where runs are kept; default $MAYFLY_HOME or ~/.mayfly."),
 ]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
+JobArgument = Annotated[Path, typer.Argument(metavar="JOB.py", help="Defines task() -> p2p.Task.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="For task().")
+]
+ThreadsOption = Annotated[int, typer.Option(help="Threads per function; part of the result.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON line on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
 @app.command()
 def run(
-    job: Annotated[Path, typer.Argument(metavar="JOB.py", help="Defines task() -> p2p.Task.")],
+    job: JobArgument,
     peers: Annotated[int, typer.Option(help="Function peers to start with.")] = 4,
     shards: Annotated[int, typer.Option(help="Parts of each step's work; default: peers.")] = 0,
     collective: Annotated[str, typer.Option(help="ring or butterfly.")] = "ring",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="For task().")
-    ] = None,
+    set_: SetOption = None,
     kill: Annotated[
         list[str] | None,
         typer.Option(metavar="SLOT@STEP", help="Kill this slot's function at this step."),
@@ -52,7 +56,7 @@ def run(
     memory: Annotated[int, typer.Option(help="MB a function may use.")] = 3008,
     registry: Annotated[str, typer.Option(help="redis://… to use instead of an own one.")] = "",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
-    threads: Annotated[int, typer.Option(help="Threads per function; part of the result.")] = 1,
+    threads: ThreadsOption = 1,
     relays: Annotated[int, typer.Option(help="Relays that the peers speak through.")] = 1,
     start: Annotated[str, typer.Option(help="Of functions: cold, warm or snapshot.")] = "snapshot",
     listen: Annotated[
@@ -128,6 +132,22 @@ def scale(
     folder = Home(home).find(run)
     runs.scale(folder, slots)
     print(f"run {run} is to have {slots} slots", file=sys.stderr)
+
+
+@app.command()
+def check(
+    job: JobArgument,
+    shards: Annotated[
+        int, typer.Option("--shards", "--peers", help="Parts of each step's work.")
+    ] = 4,
+    set_: SetOption = None,
+    threads: ThreadsOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute the beginning of a job in two processes, and say whether they agree to the bit."""
+    verdict = examine(runs.Options(job, shards, settings=_settings(set_ or []), threads=threads))
+    print(json.dumps(verdict.to_json()) if as_json else verdict, flush=True)
+    verdict.raise_if_impure()
 
 
 @app.command()

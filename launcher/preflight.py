@@ -1,30 +1,25 @@
 """Whether a job can be run at all, found out in a process of its own before anything is started.
 
-    python -m launcher.preflight FILE    with {"job", "shards", "settings", "threads"} as JSON in it
-
-prints one JSON object: what the launcher needs to know of the task, or the error. In its own
-process, because it runs the user's code and imports torch, which the launcher does without.
+The answer to `inquiry.ask("launcher.preflight", …)` is what the launcher needs to know of the task.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fault import errors
-from fault.errors import InvalidTask, MayflyError, TaskRaised
+from launcher.inquiry import JobRequest, answer, blamed_on
 from launcher.preload import imports_of
 
 if TYPE_CHECKING:
     from p2p.algorithm import Algorithm
+    from p2p.plan import Plan
+    from p2p.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,49 +40,47 @@ class Findings:
     """What a shard's contribution and applying a mean took."""
 
 
-def inspect(job: Path, shards: int, settings: Mapping[str, str], threads: int) -> Findings:
-    """Loads the job and computes a little of it. Raises what is wrong with it."""
-    began = time.monotonic()
-    from p2p.algorithm import GradientAveraging
-    from p2p.job import load_task, user_trace
+def load(request: JobRequest) -> tuple[Task, Plan]:
+    """The task, and its plan for that many shards; this process is set up to compute it."""
+    from p2p.job import load_task
     from p2p.plan import Plan
     from p2p.seeding import configure_determinism
-    from p2p.spec import job_digest
-    from p2p.state import TrainingState
 
-    digest = job_digest(job)
-    configure_determinism(threads)
-    for name in imports_of(job):
-        with suppress(Exception):  # running the job will tell
-            import_module(name)
-    imported = time.monotonic()
-    task = load_task(job, settings)
+    configure_determinism(request.threads)
+    task = load_task(Path(request.job), request.settings)
     plan = Plan(
         len(task.dataset),
-        shards,
+        request.shards,
         task.batch_size,
         epochs=task.epochs,
         steps=task.steps,
         accumulate=task.accumulate,
         seed=task.seed,
     )
-    try:
+    return task, plan
+
+
+def inspect(request: JobRequest) -> dict[str, Any]:
+    """Loads the job and computes a little of it. Raises what is wrong with it."""
+    began = time.monotonic()
+    from p2p.algorithm import GradientAveraging
+    from p2p.spec import job_digest
+    from p2p.state import TrainingState
+
+    job = Path(request.job)
+    digest = job_digest(job)
+    for name in imports_of(job):
+        with suppress(Exception):  # running the job will tell
+            import_module(name)
+    imported = time.monotonic()
+    task, plan = load(request)
+    with blamed_on(job, "its first batch was computed"):
         state = TrainingState(task)
         built = time.monotonic()
         algorithm = GradientAveraging(task, state, plan)
         algorithm.rehearse(lambda: None)
-    except MayflyError:
-        raise
-    except Exception as error:
-        trace = user_trace(error, job)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        if "  File " in trace:
-            raise TaskRaised(
-                f"{job.name} raised {reason} while its first batch was computed", trace
-            ) from error
-        raise InvalidTask(f"the first batch of {job.name} cannot be computed: {reason}") from error
     first_s, step_s = _time_of_a_step(algorithm), _time_of_a_step(algorithm)
-    return Findings(
+    found = Findings(
         plan.steps,
         plan.samples,
         task.seed,
@@ -98,6 +91,7 @@ def inspect(job: Path, shards: int, settings: Mapping[str, str], threads: int) -
         build_s=built - imported + step_s,
         step_s=step_s,
     )
+    return asdict(found)
 
 
 def _time_of_a_step(algorithm: Algorithm) -> float:
@@ -112,33 +106,5 @@ def _time_of_a_step(algorithm: Algorithm) -> float:
     return 0.0
 
 
-def report(error: MayflyError) -> dict[str, Any]:
-    return {
-        "error": type(error).__name__,
-        "message": str(error),
-        "trace": getattr(error, "trace", ""),
-    }
-
-
-def reported(found: Mapping[str, Any]) -> MayflyError:
-    """The error again, in another process, that `report` told of."""
-    kind: type[MayflyError] = getattr(errors, found["error"], MayflyError)
-    return kind(*filter(None, (found["message"], found["trace"])))
-
-
-def main() -> int:
-    # what the job prints, from Python or not, now or at exit, is not the answer
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
-        os.dup2(2, 1)
-        request = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-        job, settings = Path(request["job"]), dict(request["settings"])
-        try:
-            answer = asdict(inspect(job, request["shards"], settings, request["threads"]))
-        except MayflyError as error:
-            answer = report(error)
-        print(json.dumps(answer), file=out)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(inspect))

@@ -17,6 +17,7 @@ from typing import Any
 from fault.errors import MayflyError, PlatformUnavailable
 from launcher.child import Child
 from launcher.home import RunFolder, writing_to
+from launcher.inquiry import reproducible
 from launcher.platform import EVALUATION_SUFFIX
 from launcher.registry_server import RegistryServer, short_folder
 
@@ -24,9 +25,6 @@ START_SECONDS = 20.0
 RELAY_NAME = "relay-{}.sock"
 FUNCTION = "mayfly"
 EVALUATION_SECONDS = 900.0
-
-# what the numerical libraries read when they are loaded; one thread is what is deterministic
-NUMERICS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Processes:
@@ -148,10 +146,9 @@ class Processes:
             "working_directory": str(self._folder.path),
             "concurrency": 4 * self._plan["shards"],
             "environment": {
-                "PYTHONHASHSEED": "0",
+                **reproducible(self._plan["threads"]),
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONSAFEPATH": "1",
-                **{name: str(self._plan["threads"]) for name in NUMERICS},
             },
         }
         evaluation = {

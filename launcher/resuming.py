@@ -10,7 +10,6 @@ same bits.
 from __future__ import annotations
 
 import os
-import secrets
 import time
 
 from fault.errors import InputError, Refused, RegistryUnavailable, RunEnded
@@ -18,10 +17,10 @@ from fault.records import Timing
 from fault.registry import Registry
 from launcher.creation import end_supervisor, start_supervisor, wait_until_up
 from launcher.home import RunFolder
+from launcher.inviting import invite
 from launcher.platform import Platform
 from launcher.processes import FUNCTION
 from launcher.revival import open_slots
-from p2p.peer import event_payload
 from p2p.spec import RunSpec, job_digest
 
 
@@ -69,14 +68,8 @@ def _invoke(folder: RunFolder, spec: RunSpec, registry_url: str, endpoint: str) 
     registry = Registry(registry_url, spec.run, spec.timing, timeout_s=5.0)
     platform = Platform(FUNCTION, endpoint)
     try:
-        for slot, generation in open_slots(registry.read(), spec.timing):
-            token = secrets.token_hex(8)
-            if registry.grant(slot, generation, token, "launcher"):
-                platform.invoke(
-                    event_payload(
-                        spec.run, slot, generation, token, registry_url, str(folder.path), ""
-                    )
-                )
+        slots = open_slots(registry.read(), spec.timing)
+        invite(slots, registry, registry_url, platform, folder.path)
     finally:
         registry.close()
 

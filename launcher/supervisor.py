@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import signal
 import sys
@@ -39,14 +38,15 @@ from fault.registry import Event, Registry
 from launcher.blame import Blame
 from launcher.emulator_client import EmulatorClient
 from launcher.home import RunFolder, writing_to
+from launcher.inquiry import report
+from launcher.inviting import invite
 from launcher.platform import EVALUATION_SUFFIX, Platform
-from launcher.preflight import report
 from launcher.processes import FUNCTION, Processes
 from launcher.resuming import reopen
 from launcher.revival import Boots, Revival, Standstill
 from launcher.summary import Story, summarize
 from p2p.core import verdict_on
-from p2p.peer import evaluation_payload, event_payload
+from p2p.peer import evaluation_payload
 
 POLL_S = 0.25
 FAREWELL_SECONDS = 2.0
@@ -184,10 +184,11 @@ class Supervisor:
         if verdict is not None and snapshot.outcome is None and self._registry.spec():
             self._registry.finish(verdict)
             return
-        for slot, generation in self._revival.slots_to_grant(snapshot, time.monotonic()):
-            token = secrets.token_hex(8)
-            if self._registry.grant(slot, generation, token, "launcher"):
-                self._invoke(slot, generation, token)
+        slots = self._revival.slots_to_grant(snapshot, time.monotonic())
+        platform = Platform(FUNCTION, self._processes.endpoint, patience_seconds=2.0)
+        # a grant that nobody claims expires, and the slot is granted again
+        with contextlib.suppress(PlatformUnavailable):
+            invite(slots, self._registry, self._processes.registry_url, platform, self._folder.path)
 
     def _verdict(self, snapshot: Snapshot) -> Outcome | None:
         """Whether the run is to be given up. Members find the same, but none may be left."""
@@ -199,14 +200,6 @@ class Supervisor:
         members_left = any(peer in snapshot.leased for peer in members)
         stands_still = self._standstill.verdict(slots, self._story.step)
         return stands_still or self._boots.verdict(slots, members_left)
-
-    def _invoke(self, slot: int, generation: int, token: str) -> None:
-        run, folder = self._plan["run"], str(self._folder.path)
-        url = self._processes.registry_url
-        payload = event_payload(run, slot, generation, token, url, folder, "")
-        # a grant that nobody claims expires, and the slot is granted again
-        with contextlib.suppress(PlatformUnavailable):
-            Platform(FUNCTION, self._processes.endpoint, patience_seconds=2.0).invoke(payload)
 
     # --- end --------------------------------------------------------------------------------
 

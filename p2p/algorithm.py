@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import default_collate
 from xxhash import xxh3_128
 
-from fault.errors import InvalidTask
+from fault.errors import ImpureTask, InvalidTask
 from p2p.flat import Entry, aligned_bytes
 from p2p.plan import Plan
 from p2p.seeding import NO_SHARD, same_arithmetic, seeded
@@ -124,8 +124,22 @@ class GradientAveraging:
     def rehearse(self, on_progress: Progress) -> None:
         """Computes the smallest micro-batch, and one contribution twice.
 
-        Raises InvalidTask when the model cannot compute so few samples at once, or when the
-        contributions differ; and whatever the task raises. Leaves the state untouched.
+        Raises as `try_smallest_batch`, and ImpureTask when the contributions differ. Leaves the
+        state untouched.
+        """
+        self.try_smallest_batch(on_progress)
+        first, second = (self.tensors(self.contribution(0, on_progress)) for _ in range(2))
+        for name, values in first.items():
+            if values.tobytes() != second[name].tobytes():
+                raise ImpureTask(
+                    f"two computations of one contribution differ, first in the {name}: the job "
+                    "keeps something between samples or batches besides parameters and buffers, "
+                    "such as a generator or a counter of its own; 'p2p-launch check' says more"
+                )
+
+    def try_smallest_batch(self, on_progress: Progress) -> None:
+        """Raises InvalidTask when the model cannot compute so few samples at once, and whatever
+        the task raises. Leaves the state untouched.
         """
         samples, step, shard = self.plan.smallest_micro_batch()
         try:
@@ -138,26 +152,22 @@ class GradientAveraging:
                 "model's batch normalization; change batch_size, accumulate, the number of shards "
                 "or of samples"
             ) from error
-        first, second = (self.contribution(0, on_progress) for _ in range(2))
-        different = np.flatnonzero(first.view(np.uint32) != second.view(np.uint32))
-        if different.size:
-            raise InvalidTask(
-                f"two computations of one contribution differ, first in {self.name(different[0])}: "
-                "the job keeps something between samples or batches besides parameters and "
-                "buffers, such as a generator or a counter of its own"
-            )
 
-    def name(self, place: int) -> str:
-        """What the element at this place of a contribution is, in words."""
+    def tensors(self, vector: Vector) -> dict[str, npt.NDArray[np.generic]]:
+        """A contribution's parts, one-dimensional, by what they are in words; in the vector's
+        order. Integer buffers are in 16-bit pieces.
+        """
+        named: dict[str, npt.NDArray[np.generic]] = {}
         for kind, parts in (
             ("gradient of", self._gradients),
             ("buffer", self._floats),
             ("buffer", self._integers),
         ):
             for part in parts:
-                if part.start <= place < part.end:
-                    return f"the {kind} {part.entry.name!r}"
-        return "the loss" if place == self.length - 1 else "what has a gradient or changes"
+                named[f"{kind} {part.entry.name!r}"] = vector[part.start : part.end]
+        named["marks of what has a gradient or changes"] = vector[self._marks : -1]
+        named["loss"] = vector[-1:]
+        return named
 
     def _contribution(self, step: int, shard: int, on_progress: Progress) -> Vector:
         vector = np.zeros(self.length, dtype=np.float32)

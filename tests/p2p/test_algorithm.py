@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fault.errors import InvalidTask
+from fault.errors import ImpureTask, InvalidTask
 from p2p import Task
 from p2p.algorithm import GradientAveraging, Vector, probe
 from p2p.plan import Plan
@@ -639,14 +639,15 @@ def test_a_rehearsal_finds_a_job_with_a_memory_of_its_own() -> None:
             return torch.full((6,), self.drawn.random(), dtype=torch.float32), index % 3
 
     setting = Setting(nn.Linear(6, 3), dataset=Remembering())
-    with pytest.raises(InvalidTask, match="first in the gradient of 'weight'"):
+    with pytest.raises(ImpureTask, match="first in the gradient of 'weight'"):
         setting.algorithm.rehearse(nothing)
 
 
-def test_every_place_of_a_contribution_has_a_name() -> None:
+def test_every_part_of_a_contribution_has_a_name() -> None:
     """Whatever differs between two contributions can be told in words."""
-    setting = Setting(Stateful())
-    algorithm = setting.algorithm
-    names = [algorithm.name(place) for place in range(algorithm.length)]
-    assert {"the gradient of 'first.weight'", "the buffer 'replaced'", "the loss"} <= set(names)
-    assert names[-1] == "the loss" and "the buffer 'norm.num_batches_tracked'" in names
+    algorithm = Setting(Stateful()).algorithm
+    vector = np.arange(algorithm.length, dtype=np.float32)
+    tensors = algorithm.tensors(vector)
+    assert {"gradient of 'first.weight'", "buffer 'replaced'"} <= set(tensors)
+    assert "buffer 'norm.num_batches_tracked'" in tensors and list(tensors)[-1] == "loss"
+    assert np.all(np.diff(np.concatenate(list(tensors.values()))) > 0)
