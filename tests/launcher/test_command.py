@@ -88,7 +88,7 @@ def test_what_is_said_of_a_finished_run(
     assert "START RequestId" in launch("logs", "finished", "--home", home).stdout
     logs = launch("logs", "finished", "--home", home, "--slot", "1").stdout
     told = [line.split(": ", 1)[1] for line in logs.splitlines() if ": slot " in line]
-    assert "slot 1, generation 1, cold start" in told
+    assert "slot 1, generation 1, restored start" in told
     assert all(line.startswith("slot 1, ") for line in told)
     stopped = launch("stop", "finished", "--home", home)
     assert stopped.returncode == InputError.exit_code and "not alive" in stopped.stderr
