@@ -1,0 +1,51 @@
+"""The benchmarks run to their end, in their smallest form, and say what they promise to say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def figures(module: str, *options: str) -> dict[str, Any]:
+    ended = subprocess.run(
+        [sys.executable, "-m", module, "--json", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (line,) = ended.stdout.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    assert found["commit"] and found["cores"] and found["torch"]
+    return found
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+def test_recovery() -> None:
+    """A kill of ours and one of torchrun's, and hand-overs of a small and a large state."""
+    found = figures("benchmarks.recovery", "--tries", "2", "--handovers", "1")
+    assert found["mayfly"]["recovery_s"] > 0 and found["mayfly"]["steps_lost"] == 0
+    assert len(found["torchrun"]["tries"]) >= 2
+    assert {name: each["deaths"] for name, each in found["handover"].items()} == {
+        "digits": 0,
+        "47MB": 0,
+    }
+    assert all(each["handovers"] >= 1 for each in found["handover"].values())
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+def test_goodput() -> None:
+    """A share for each kind of disturbance."""
+    found = figures("benchmarks.goodput", "--rounds", "1", "--seconds", "10")
+    for name in ("handovers", "kills", "torchrun_kills"):
+        assert found[f"{name}_share"] > 0
