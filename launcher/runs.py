@@ -52,7 +52,8 @@ def follow(folder: RunFolder, show: Show) -> dict[str, Any]:
                     time.sleep(0.05)
                     continue
                 registry = Registry(ready["registry"], folder.id, timing)
-            events = [] if story.outcome else registry.read_events(last, block_ms=200)
+            # with an outcome the registry may be gone at any moment, so it is not waited for
+            events = registry.read_events(last, block_ms=0 if story.outcome else 200)
         except RegistryUnavailable:
             events = []
         if not events:

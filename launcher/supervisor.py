@@ -53,6 +53,8 @@ FAREWELL_SECONDS = 2.0
 """How long members have to leave once there is an outcome; who still boots is not waited for."""
 EVALUATION_SECONDS_WAITED = 60.0
 """How long a finished run waits for the next result of an evaluation."""
+EVALUATE_AGAIN_S = 20.0
+"""After so long without one, those that are waited for are asked for once more."""
 FREE_BYTES = 4 << 20
 """With less room than this on the disk, nothing can be promised any more."""
 
@@ -237,11 +239,15 @@ class Supervisor:
 
     def _wait_for_evaluations(self) -> None:
         waiting, since = -1, time.monotonic()
+        again = since + EVALUATE_AGAIN_S
         while left := len(self._story.evaluating):
             if left != waiting:
                 waiting, since = left, time.monotonic()
             elif self._stopping() or time.monotonic() - since > EVALUATION_SECONDS_WAITED:
                 return
+            elif time.monotonic() > again:
+                again = time.monotonic() + EVALUATE_AGAIN_S
+                self._evaluate_again()
             time.sleep(0.05)
             self._read_events()
 

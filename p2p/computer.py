@@ -109,8 +109,7 @@ class Computer:
             actions.Finish: self._finish,
         }
         while (job := self.jobs.get()) is not None:
-            # an evaluation may take its time, and another member can finish the run as well
-            self.busy = not isinstance(job, actions.Finish)
+            self.busy = True
             self.progress += 1
             try:
                 handlers[type(job)](job)
@@ -228,20 +227,12 @@ class Computer:
             self.peer.warn(f"step {job.step} is not evaluated: the ones before are not stored yet")
 
     def _finish(self, job: object) -> None:
-        """The last step's checkpoint is durable: leave the weights and the metrics behind."""
+        """The last step's checkpoint is durable: leave the weights behind, and have them evaluated.
+
+        Not here: an evaluation may take longer than this function has to live, and the next one.
+        """
         assert isinstance(job, actions.Finish)
-        outcome = job.outcome
         write_final(Path(self.spec.folder), self.state.named_tensors())
-        try:
-            metrics = self.state.evaluate(self.task)
-        except Exception as error:  # evaluation never decides over training
-            self.peer.warn(f"evaluate() raised: {user_trace(error, Path(self.spec.job))}")
-        else:
-            every = self.plan.steps_per_epoch
-            fields: dict[str, object] = {
-                "step": outcome.step,
-                "epoch": outcome.step / every,
-                "values": metrics,
-            }
-            self.peer.record_once("metrics", str(outcome.step), fields)
-        self.peer.finished(outcome)
+        if self._sender is not None:
+            self._sender.send(job.outcome.step, self.state.image())
+        self.peer.finished(job.outcome)

@@ -6,7 +6,7 @@ the training is. So an evaluation never waits for a step, nor a step for it, and
 generator that a contribution draws from. The function says its result as an event, once; should it
 die, the platform delivers its event again, and the state is still there.
 
-The state of the last step is evaluated by whoever finishes the run (`computer.py`).
+The state of the last step is evaluated in the same way; the run does not wait for it to be over.
 """
 
 from __future__ import annotations
@@ -71,14 +71,17 @@ class StateSender:
 
     def _run(self) -> None:
         while (waiting := self._queue.get()) is not None:
-            step, image = waiting
-            try:
-                self._storage.put(state_name(step), [image])
-            except MayflyError as error:
-                self._peer.warn(f"the state of step {step} cannot be evaluated: {error}")
-                continue
-            if self._peer.record_once("evaluation", str(step), {"step": step}):
-                self._peer.evaluate(step)
+            self.send(*waiting)
+
+    def send(self, step: int, image: memoryview) -> None:
+        """Stores the state and has it evaluated, on the caller's thread."""
+        try:
+            self._storage.put(state_name(step), [image])
+        except MayflyError as error:
+            self._peer.warn(f"the state of step {step} cannot be evaluated: {error}")
+            return
+        if self._peer.record_once("evaluation", str(step), {"step": step}):
+            self._peer.evaluate(step)
 
 
 # --- the function ------------------------------------------------------------------------------

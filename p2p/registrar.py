@@ -130,6 +130,7 @@ class Registrar:
         self._wake.set()
         self._thread.join(seconds + 5.0)
         self._invocations.put(None)
+        self._inviter.join(seconds)
         self._registry.close()
 
     # --- the thread -------------------------------------------------------------------------
