@@ -62,7 +62,7 @@ def load(request: JobRequest) -> tuple[Task, Plan]:
 
 def inspect(request: JobRequest) -> dict[str, Any]:
     """Loads the job and computes a little of it. Raises what is wrong with it."""
-    began = time.monotonic()
+    began = _own_time()
     from p2p.algorithm import GradientAveraging
     from p2p.spec import job_digest
     from p2p.state import TrainingState
@@ -72,11 +72,11 @@ def inspect(request: JobRequest) -> dict[str, Any]:
     for name in imports_of(job):
         with suppress(Exception):  # running the job will tell
             import_module(name)
-    imported = time.monotonic()
+    imported = _own_time()
     task, plan = load(request)
     with blamed_on(job, "its first batch was computed"):
         state = TrainingState(task)
-        built = time.monotonic()
+        built = _own_time()
         algorithm = GradientAveraging(task, state, plan)
         algorithm.rehearse(lambda: None)
     first_s, step_s = _time_of_a_step(algorithm), _time_of_a_step(algorithm)
@@ -94,15 +94,24 @@ def inspect(request: JobRequest) -> dict[str, Any]:
     return asdict(found)
 
 
+def _own_time() -> float:
+    """Seconds, less those in which this process waited for a processor that others had."""
+    try:
+        waited_ns = int(Path("/proc/self/schedstat").read_text("ascii").split()[1])
+    except (OSError, ValueError, IndexError):  # not Linux, or a kernel that does not count it
+        waited_ns = 0
+    return time.monotonic() - waited_ns / 1e9
+
+
 def _time_of_a_step(algorithm: Algorithm) -> float:
     """Of one peer when all are there; of the largest shard, with its share of the summing left out.
 
     0 when the optimizer raises: the run will say so, with the step.
     """
-    began = time.monotonic()
+    began = _own_time()
     with suppress(Exception):
         algorithm.apply(algorithm.contribution(0, lambda: None))
-        return time.monotonic() - began
+        return _own_time() - began
     return 0.0
 
 
