@@ -27,7 +27,7 @@ CHECKPOINT_EVERY = 50
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # With the agent's store shared, restarted workers may find each other's old addresses there,
-    # and no restart comes to an end: of nine tries on the machine of docs/performance.md, none did.
+    # and no restart comes to an end: of five tries on the machine of docs/performance.md, none did.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 """Of torchrun and its workers."""
