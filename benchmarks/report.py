@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,10 +21,27 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Figures, for people; None is shown as a dash."""
+    lines = [[*head], *[["-" if each is None else str(each) for each in row] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def unwind_when_terminated() -> None:
+    """Makes SIGTERM an exception, as Ctrl-C is one, so that what was started is ended by both."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def surroundings() -> dict[str, Any]:
     """Where and of what the figures are."""
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {
         "commit": commit.stdout.strip(),

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from chaos.live import LiveRun
 from fault.errors import RegistryUnavailable
-from fault.records import Timing
+from fault.records import Peer, Timing, slot_of
 from fault.registry import Registry
 
 PEERS = 4
@@ -33,6 +33,8 @@ ENVIRONMENT = {
 """Of torchrun and its workers."""
 ENDLESS = 10_000_000
 GLANCE_S = 0.02
+BEGIN_S = 120.0
+"""How long the first steps may take, or a process that could be killed to appear."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,26 @@ class Work:
     settings: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Killed:
+    """When it was, and whose word on steps is not that of a survivor ("": nobody survives)."""
+
+    at: float
+    teller: Peer = ""
+
+
 class Subject(Protocol):
     """Something that trains. Times are seconds of `time.time`."""
 
-    def steps(self) -> list[tuple[float, int]]:
-        """(time, step) of each step that anyone has finished, in the order of time."""
+    def steps(self, without: Peer = "") -> list[tuple[float, int]]:
+        """(time, step) of each time that anyone but `without` finished a step, as time went.
+
+        A step that is computed again is there again.
+        """
         ...
 
-    def kill_one(self, draw: random.Random) -> float:
-        """SIGKILL to one of the processes that train, at random; the time of it."""
+    def kill_one(self, draw: random.Random) -> Killed:
+        """SIGKILL to one of the processes that train, at random."""
         ...
 
     def is_whole(self) -> bool:
@@ -65,16 +78,20 @@ class Ours:
     def __init__(self, work: Work, home: Path, name: str, *options: str) -> None:
         settings = [f"--set={key}={value}" for key, value in work.settings.items()]
         options = (*options, f"--checkpoint-every={CHECKPOINT_EVERY}", f"--peers={PEERS}")
-        options = (*options, f"--set=steps={ENDLESS}", *settings)
+        options = (*options, f"--set=steps={ENDLESS}", "--start=snapshot", *settings)
         self.live = LiveRun(work.job, home, name, options)
         self._home = home
         self._registry: Registry | None = None
         self._last = "0-0"
-        self._steps: dict[int, float] = {}
-        self._members = 0
+        self._told: list[tuple[float, int, Peer]] = []
+        self._members: list[Peer] = []
 
     def __enter__(self) -> Ours:
-        self.live.wait_for_step(20)
+        try:
+            self.live.wait_for_step(20, BEGIN_S)
+        except BaseException:  # there is no `with` yet that would end it
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -93,20 +110,28 @@ class Ours:
         summary: dict[str, object] = json.loads(self.live.folder.summary.read_text("utf-8"))
         return summary
 
-    def steps(self) -> list[tuple[float, int]]:
+    def steps(self, without: Peer = "") -> list[tuple[float, int]]:
         self._read()
-        return [(self._steps[step], step) for step in sorted(self._steps)]
+        return sorted((at, step) for at, step, teller in self._told if teller != without)
 
-    def kill_one(self, draw: random.Random) -> float:
-        while (pid := self.live.process_of(draw.randrange(PEERS))) is None:
+    def kill_one(self, draw: random.Random) -> Killed:
+        until = time.monotonic() + BEGIN_S
+        while time.monotonic() < until:
+            slot = draw.randrange(PEERS)
+            pid = self.live.process_of(slot)
+            self._read()
+            teller = next((peer for peer in self._members if slot_of(peer) == slot), "")
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):  # it ended by itself: another one
+                    at = time.time()
+                    os.kill(pid, signal.SIGKILL)
+                    return Killed(at, teller)
             time.sleep(GLANCE_S)
-        at = time.time()
-        os.kill(pid, signal.SIGKILL)
-        return at
+        raise TimeoutError(f"there is no function to be killed: {self.live.said()[-2000:]}")
 
     def is_whole(self) -> bool:
         self._read()
-        return self._members == PEERS
+        return len(self._members) == PEERS
 
     def _read(self) -> None:
         if self._registry is None:
@@ -118,10 +143,10 @@ class Ours:
                 self._last = events[-1].id
                 for event in events:
                     if event.kind == "steps":
-                        for step, at, _ in event.fields["rows"]:
-                            self._steps.setdefault(step, at)
+                        teller = event.key.rpartition(":")[0]
+                        self._told += [(at, step, teller) for step, at, _ in event.fields["rows"]]
                     elif event.kind == "view":
-                        self._members = len(event.fields["members"])
+                        self._members = event.fields["members"]
 
 
 class Torchrun:
@@ -142,16 +167,19 @@ class Torchrun:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT, "TMPDIR": str(folder)},
             )
 
     def __enter__(self) -> Torchrun:
-        until = time.monotonic() + 120.0
-        while not self.steps() or self.steps()[-1][1] < 20:
-            if time.monotonic() > until or self._process.poll() is not None:
-                self.end()
-                raise TimeoutError((self._folder / "torchrun.log").read_text("utf-8")[-2000:])
-            time.sleep(0.1)
+        until = time.monotonic() + BEGIN_S
+        try:
+            while not self.steps() or self.steps()[-1][1] < 20:
+                if time.monotonic() > until or self._process.poll() is not None:
+                    raise TimeoutError(f"torchrun does not begin: {self._said()}")
+                time.sleep(0.1)
+        except BaseException:  # there is no `with` yet that would end it
+            self.end()
+            raise
         return self
 
     def __exit__(
@@ -163,39 +191,46 @@ class Torchrun:
         self.end()
 
     def end(self) -> None:
-        """All of it, whatever state it is in; workers are known by the folder they were given."""
+        """All of it, whatever state it is in."""
         self._process.kill()
         self._process.wait()
+        for pid in self._workers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def steps(self, without: Peer = "") -> list[tuple[float, int]]:
+        """Those of all ranks, each in its own line: a step is there once for each rank."""
+        found = []
+        for log in self._folder.glob("rank-*.log"):
+            for line in log.read_text("utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):  # the last one of a rank that is killed may lack its end
+                    step, at = line.split()
+                    found.append((float(at), int(step)))
+        return sorted(found)
+
+    def kill_one(self, draw: random.Random) -> Killed:
+        until = time.monotonic() + BEGIN_S
+        while time.monotonic() < until:
+            workers = self._workers()
+            if workers:
+                with contextlib.suppress(ProcessLookupError):  # it ended by itself: another one
+                    at = time.time()
+                    os.kill(draw.choice(workers), signal.SIGKILL)
+                    return Killed(at)
+            time.sleep(GLANCE_S)
+        raise TimeoutError(f"there is no worker to be killed: {self._said()}")
+
+    def is_whole(self) -> bool:
+        return len(self._workers()) == PEERS
+
+    def _said(self) -> str:
+        return (self._folder / "torchrun.log").read_text("utf-8", "replace")[-2000:]
+
+    def _workers(self) -> list[int]:
+        """They are known by the folder they were given, whether they train already or not."""
+        found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if os.fsencode(self._folder) in (process / "cmdline").read_bytes().split(b"\0"):
-                    os.kill(int(process.name), signal.SIGKILL)
-
-    def steps(self) -> list[tuple[float, int]]:
-        """A step counts when all ranks have finished it, as it does in a checkpoint or a result."""
-        found = [(at, step) for rank in range(PEERS) for step, at in self._finished(rank)]
-        return sorted(found)
-
-    def kill_one(self, draw: random.Random) -> float:
-        workers = self._workers()
-        at = time.time()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(workers[draw.randrange(len(workers))], signal.SIGKILL)
-        return at
-
-    def is_whole(self) -> bool:
-        return True
-
-    def _lines(self, rank: int, kind: str) -> list[list[str]]:
-        log = self._folder / f"rank-{rank}.log"
-        lines = log.read_text("utf-8").splitlines() if log.exists() else []
-        fields = [line.split() for line in lines]
-        return [each for each in fields if len(each) == 3 and each[0] == kind]
-
-    def _finished(self, rank: int) -> list[tuple[int, float]]:
-        return [(int(step), float(at)) for _, step, at in self._lines(rank, "step")]
-
-    def _workers(self) -> list[int]:
-        """The newest process of each rank."""
-        starts = [self._lines(rank, "start") for rank in range(PEERS)]
-        return [int(lines[-1][1]) for lines in starts if lines]
+                    found.append(int(process.name))
+        return sorted(pid for pid in found if pid != self._process.pid)

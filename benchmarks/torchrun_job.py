@@ -4,13 +4,11 @@
         JOB FOLDER CHECKPOINT_EVERY [NAME=VALUE…]
 
 Rank 0 writes a checkpoint every so many steps; after a restart everyone goes on from the newest.
-Each rank appends a line to FOLDER/rank-N.log for its start ("start PID TIME") and for each step it
-has finished ("step STEP TIME").
+Each rank appends a line "STEP TIME" to FOLDER/rank-N.log for each step it has finished.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -43,7 +41,6 @@ def main() -> None:
             scheduler.load_state_dict(saved["scheduler"])
     share, samples = task.batch_size // size, len(task.dataset)
     with (folder / f"rank-{rank}.log").open("a", buffering=1) as log:
-        log.write(f"start {os.getpid()} {time.time()}\n")
         while step < (task.steps or 0):
             draw = torch.Generator().manual_seed(step)
             chosen = torch.randint(samples, (task.batch_size,), generator=draw).tolist()
@@ -55,7 +52,7 @@ def main() -> None:
             if scheduler is not None:
                 scheduler.step()
             step += 1
-            log.write(f"step {step} {time.time()}\n")
+            log.write(f"{step} {time.time()}\n")
             if rank == 0 and step % every == 0:
                 save(checkpoint, step, task.model, optimizer, scheduler)
     dist.destroy_process_group()

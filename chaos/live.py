@@ -241,7 +241,8 @@ class Workload:
 class Fault(Protocol):
     """Something that is done to a run at a step."""
 
-    step: int
+    @property
+    def step(self) -> int: ...
 
     def strike(self, run: LiveRun) -> None: ...
 
