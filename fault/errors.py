@@ -132,6 +132,18 @@ class StorageUnavailable(Unavailable):
     exit_code = 35
 
 
+class EngineUnavailable(Unavailable):
+    """The store's engine cannot be compiled here."""
+
+    exit_code = 36
+
+
+class StoreUnavailable(Unavailable):
+    """The store does not answer, or cannot do what is asked of it."""
+
+    exit_code = 37
+
+
 # --- the run itself came to an end: read the reason ----------------------------------------
 
 

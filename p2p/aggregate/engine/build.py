@@ -1,0 +1,134 @@
+"""Compiles the engine against the installed torch, once, and keeps it for everyone's next start.
+
+What was compiled is kept in a folder of the user's cache, under a name drawn from the sources, the
+compiler and torch, so that it is never older than any of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fault.errors import EngineUnavailable
+
+SOURCES = Path(__file__).parent
+TORCH = Path(torch.__file__).parent
+FLAGS = (
+    "-std=c++20",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+    "-isystem",
+    str(TORCH / "include"),
+    "-isystem",
+    str(TORCH / "include" / "torch" / "csrc" / "api" / "include"),
+)
+LIBRARIES = ("-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10")
+
+
+def engine_path(say: Callable[[str], None] = lambda line: None) -> Path:
+    """The compiled module, for `--loadmodule`; compiles it first if there is none yet.
+
+    `say` is told what takes time. Two that need it at once compile it once.
+    Raises EngineUnavailable without a compiler, or with its own words when it fails.
+    """
+    compiler = find_compiler()
+    folder = cache_folder()
+    module = folder / f"engine-{fingerprint(compiler)}.so"
+    if module.exists():
+        return module
+    with only_one(folder / "compiling.lock"):
+        if not module.exists():
+            say("compiling the store's engine, which is done once for each torch")
+            compile_into(module, compiler)
+    return module
+
+
+def find_compiler() -> str:
+    """The C++ compiler of the environment variable CXX, or g++ or clang++."""
+    named = os.environ.get("CXX")
+    for name in [named] if named else ["g++", "clang++"]:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise EngineUnavailable(
+        f"there is no C++ compiler {named!r} here, the one that CXX names"
+        if named
+        else "the store's engine needs a C++ compiler to be made with: install g++ "
+        "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++), or set CXX"
+    )
+
+
+def cache_folder() -> Path:
+    """`mayfly` in the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(root) if root else Path.home() / ".cache") / "mayfly"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineUnavailable(
+            f"the store's engine cannot be kept in {folder} ({error.strerror}): "
+            "set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+    return folder
+
+
+def fingerprint(compiler: str) -> str:
+    """Of everything that the module's bytes depend on."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    digest = hashlib.sha256(version)
+    for part in (torch.__version__, str(TORCH), *FLAGS):
+        digest.update(part.encode() + b"\0")
+    for source in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_into(module: Path, compiler: str) -> None:
+    """Compiles all sources, as many at once as there are processors, and links them."""
+    with tempfile.TemporaryDirectory(dir=module.parent, prefix="compiling-") as scratch:
+        sources = sorted(SOURCES.glob("*.cpp"), key=lambda each: -each.stat().st_size)
+        objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
+        commands = [
+            [compiler, *FLAGS, "-c", str(source), "-o", str(to)]
+            for source, to in zip(sources, objects, strict=True)
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(run, commands))
+        linked = Path(scratch) / module.name
+        libraries = TORCH / "lib"
+        command = [compiler, "-shared", "-o", str(linked), *map(str, objects)]
+        run([*command, f"-L{libraries}", f"-Wl,-rpath,{libraries}", *LIBRARIES])
+        linked.replace(module)
+
+
+def run(command: list[str]) -> None:
+    """Raises EngineUnavailable with what the compiler found wrong first."""
+    ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if ended.returncode == 0:
+        return
+    lines = ended.stderr.splitlines() or ["it says nothing"]
+    first = next((line for line in lines if "error" in line), lines[-1])
+    raise EngineUnavailable(
+        f"the store's engine cannot be compiled with {command[0]} and torch {torch.__version__}: "
+        f"{first.strip()}"
+    )
+
+
+@contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Held by one process at a time, and free again however it ends."""
+    with lock.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,114 @@
+#include "commands_in_scripts.h"
+
+#include <ATen/core/List.h>
+#include <ATen/core/jit_type.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+
+#include "arguments.h"
+
+namespace engine {
+namespace {
+
+// What would act on the connection, which a script has none of, or on the server as a whole.
+constexpr std::array kRefused{
+    "AI.SCRIPTEXECUTE", "AI.DAGEXECUTE", "AI.DAGEXECUTE_RO", "SHUTDOWN",  "DEBUG",
+    "MONITOR",          "SUBSCRIBE",     "PSUBSCRIBE",       "SSUBSCRIBE", "SYNC",
+    "PSYNC",            "MODULE",        "FAILOVER",         "REPLICAOF",  "SLAVEOF",
+};
+
+// Holds the server's lock, and a context to call it with.
+class Locked {
+ public:
+  explicit Locked(int database) : context_(server::GetThreadSafeContext(nullptr)) {
+    server::ThreadSafeContextLock(context_);
+    server::SelectDb(context_, database);
+  }
+  ~Locked() {
+    server::ThreadSafeContextUnlock(context_);
+    server::FreeThreadSafeContext(context_);
+  }
+  Locked(const Locked&) = delete;
+  Locked& operator=(const Locked&) = delete;
+  server::Context* context() const { return context_; }
+
+ private:
+  server::Context* context_;
+};
+
+void check_permission(server::Context* context, const std::string& user, Words& words) {
+  if (user.empty()) return;
+  server::String* name = server::CreateString(context, user.data(), user.size());
+  server::User* known = server::GetModuleUserFromUserName(name);
+  server::FreeString(context, name);
+  if (known == nullptr) throw std::runtime_error("NOPERM the script's user is gone");
+  const int verdict =
+      server::ACLCheckCommandPermissions(known, words.all(), static_cast<int>(words.count()));
+  server::FreeModuleUser(known);
+  if (verdict != server::kOk && errno != ENOENT && errno != EINVAL) {
+    throw std::runtime_error("NOPERM this user has no permissions to run the command of the script");
+  }
+}
+
+constexpr int kDepthLimit = 100;
+
+c10::IValue value_of(server::Reply* reply, int depth = 0) {
+  size_t length = 0;
+  switch (server::CallReplyType(reply)) {
+    case server::kReplyString: {
+      const char* text = server::CallReplyStringPtr(reply, &length);
+      return std::string(text, strnlen(text, length));
+    }
+    case server::kReplyError: {
+      const char* text = server::CallReplyStringPtr(reply, &length);
+      throw std::runtime_error("Redis command returned an error: " + std::string(text, length));
+    }
+    case server::kReplyInteger:
+      return static_cast<int64_t>(static_cast<int32_t>(server::CallReplyInteger(reply)));
+    case server::kReplyArray: {
+      if (depth > kDepthLimit) throw std::runtime_error("Redis reply is nested too deeply");
+      c10::impl::GenericList list(c10::AnyType::get());
+      for (size_t i = 0; i < server::CallReplyLength(reply); ++i) {
+        list.push_back(value_of(server::CallReplyArrayElement(reply, i), depth + 1));
+      }
+      return list;
+    }
+    default:
+      return {};
+  }
+}
+
+}  // namespace
+
+c10::IValue Commands::execute(const std::vector<std::string>& words) {
+  for (const char* refused : kRefused) {
+    if (same_word(words.front(), refused)) {
+      throw std::runtime_error(
+          "Redis command returned an error: ERR " + std::string(refused) +
+          " cannot be called from within a script");
+    }
+  }
+  const Locked locked(database_);
+  Words strings(locked.context(), words);
+  check_permission(locked.context(), user_, strings);
+  errno = 0;
+  server::Reply* reply = server::Call(
+      locked.context(), words.front().c_str(), "!v", strings.all() + 1, strings.count() - 1);
+  if (reply == nullptr) {
+    throw std::runtime_error(
+        "Redis command returned an error: " + std::string(std::strerror(errno)));
+  }
+  try {
+    c10::IValue value = value_of(reply);
+    server::FreeCallReply(reply);
+    return value;
+  } catch (...) {
+    server::FreeCallReply(reply);
+    throw;
+  }
+}
+
+}  // namespace engine

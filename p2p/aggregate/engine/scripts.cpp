@@ -1,0 +1,436 @@
+#include "scripts.h"
+
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/jit/api/compilation_unit.h>
+#include <torch/csrc/jit/api/function_impl.h>
+#include <torch/csrc/jit/frontend/error_report.h>
+#include <torch/csrc/jit/frontend/resolver.h>
+#include <torch/csrc/jit/frontend/sugared_value.h>
+#include <torch/csrc/jit/ir/ir.h>
+#include <torch/csrc/jit/runtime/custom_operator.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/csrc/jit/runtime/print_handler.h>
+
+#include <limits>
+#include <unordered_map>
+
+#include "commands_in_scripts.h"
+#include "deep_stack.h"
+#include "memory.h"
+
+namespace engine {
+namespace {
+
+namespace jit = torch::jit;
+
+// ---------------------------------------------------------------- what a script can call
+
+// The run that this thread is in.
+struct Running {
+  Commands* commands;
+  Clock::time_point until;
+  uint32_t turns = 0;
+};
+thread_local Running* running = nullptr;
+
+constexpr uint32_t kTurnsBetweenMemoryChecks = 4096;
+
+// In every turn of every loop, so that a script can be ended.
+void take_turn(jit::Stack&) {
+  if (Clock::now() > running->until) throw std::runtime_error("the script ran out of time");
+  if (++running->turns % kTurnsBetweenMemoryChecks == 0) memory::check_process();
+}
+
+// Before a division of integers, which would end the process.
+void check_division(jit::Stack& stack) {
+  const int64_t divisor = jit::pop(stack).toInt();
+  const int64_t dividend = jit::pop(stack).toInt();
+  if (divisor == 0) throw std::runtime_error("integer division by zero");
+  if (divisor == -1 && dividend == std::numeric_limits<int64_t>::min()) {
+    throw std::runtime_error("integer overflow in a division");
+  }
+}
+
+constexpr int64_t kMostRepetitions = 1'000'000;
+
+// Before a string or a list is repeated.
+void check_repetition(jit::Stack& stack) {
+  if (jit::pop(stack).toInt() > kMostRepetitions) {
+    throw std::runtime_error("a string or list is repeated too often");
+  }
+}
+
+void redis_execute(jit::Stack& stack) {
+  const auto count = static_cast<size_t>(jit::pop(stack).toInt());
+  std::vector<std::string> words;
+  for (size_t i = 0; i < count; ++i) {
+    const c10::IValue& word = jit::peek(stack, i, count);
+    if (word.isString()) {
+      words.push_back(word.toStringRef());
+    } else {
+      for (const c10::IValue& each : word.toListRef()) words.push_back(each.toStringRef());
+    }
+  }
+  jit::drop(stack, count);
+  if (running == nullptr) throw std::runtime_error("redis.execute needs a running script");
+  for (std::string& word : words) word.resize(word.find('\0') == std::string::npos ? word.size() : word.find('\0'));
+  jit::push(stack, running->commands->execute(words));
+}
+
+void redis_as_list(jit::Stack& stack) {
+  const c10::IValue value = jit::pop(stack);
+  if (!value.isList()) throw std::runtime_error("redis.asList: the value is not a list");
+  jit::push(stack, value.toList());
+}
+
+void model_execute(jit::Stack&) {
+  throw std::runtime_error("redisAI.model_execute: this engine has no MODEL commands");
+}
+
+jit::Operator operation(const char* schema, void (*run)(jit::Stack&)) {
+  return {schema, [run](jit::Stack& stack) { run(stack); }, c10::AliasAnalysisKind::CONSERVATIVE};
+}
+
+// The free names of a script: torch, redis and redisAI, in any case.
+class Names final : public jit::Resolver {
+ public:
+  std::shared_ptr<jit::SugaredValue> resolveValue(
+      const std::string& name, jit::GraphFunction&, const jit::SourceRange&) override {
+    if (same_word(name, "torch")) return std::make_shared<jit::BuiltinModule>("aten");
+    if (same_word(name, "redis")) return std::make_shared<jit::BuiltinModule>("redis");
+    if (same_word(name, "redisAI")) return std::make_shared<jit::BuiltinModule>("redisAI");
+    return nullptr;
+  }
+};
+
+// ---------------------------------------------------------------- what is checked in a graph
+
+// Functions with one underscore are torch's own, many of which trust their arguments; these the
+// compiler puts in by itself.
+bool is_private(const std::string& name) {
+  static const std::array compilers{"_set_item", "_unwrap_optional", "_get_tracing_state"};
+  return name.size() > 1 && name[0] == '_' && name[1] != '_' &&
+         std::find(compilers.begin(), compilers.end(), name) == compilers.end();
+}
+
+// Those that reach files, or take memory of a tensor's at their word.
+bool is_harmful(const std::string& name) {
+  static const std::array harmful{"from_file", "set_", "set_data", "save"};
+  static const std::array families{"fbgemm_", "mkldnn_", "quantize", "cudnn_", "miopen_", "fake_quantize", "quantized_", "q_"};
+  if (std::find(harmful.begin(), harmful.end(), name) != harmful.end()) return true;
+  return std::any_of(families.begin(), families.end(), [&](const char* family) {
+    return name.rfind(family, 0) == 0;
+  });
+}
+
+bool takes_integers(const jit::Node& node) {
+  return node.inputs().size() == 2 && node.input(0)->type() == c10::IntType::get() &&
+         node.input(1)->type() == c10::IntType::get();
+}
+
+// The count in `text * count` or `list * count`, if the node is one of these.
+jit::Value* repetition_of(jit::Node& node) {
+  if (node.kind() != c10::aten::mul || node.inputs().size() != 2) return nullptr;
+  for (const size_t i : {0, 1}) {
+    const auto kind = node.input(i)->type()->kind();
+    if (kind == c10::TypeKind::ListType || kind == c10::TypeKind::StringType) return node.input(1 - i);
+  }
+  return nullptr;
+}
+
+void insert_before(jit::Node& node, const char* name, at::ArrayRef<jit::Value*> inputs) {
+  node.owningGraph()
+      ->create(c10::Symbol::fromQualString(name), inputs, 0)
+      ->insertBefore(&node);
+}
+
+// Refuses what may harm the server, and puts in what ends it.
+void guard(jit::Block& block) {
+  for (jit::Node* node : block.nodes()) {
+    const c10::Symbol kind = node->kind();
+    const std::string name = kind.toUnqualString();
+    if (kind.is_aten() && (is_private(name) || is_harmful(name))) {
+      throw CommandError("torch." + name + " is not available in scripts");
+    }
+    if (name == "execute" && kind.ns().toUnqualString() == std::string("redis") && node->inputs().size() < 2) {
+      throw CommandError("redis.execute needs at least one argument after the command's name");
+    }
+    static const std::array divisions{"floordiv", "remainder", "fmod", "div", "divmod", "__derive_index", "__mod__"};
+    if (kind.is_aten() && takes_integers(*node) &&
+        std::find(divisions.begin(), divisions.end(), name) != divisions.end()) {
+      insert_before(*node, "engine::check_division", node->inputs());
+    }
+    if (jit::Value* count = repetition_of(*node)) {
+      insert_before(*node, "engine::check_repetition", {count});
+    }
+    for (jit::Block* inner : node->blocks()) guard(*inner);
+    if (kind == c10::prim::Loop) {
+      jit::Block* body = node->blocks().at(0);
+      body->prependNode(node->owningGraph()->create(c10::Symbol::fromQualString("engine::take_turn"), 0));
+    }
+  }
+}
+
+constexpr int kNestingLimit = 16;
+
+// The compiler takes twice as long for each bracket that a tuple is deeper nested.
+void check_nesting(const std::string& source) {
+  int depth = 0;
+  for (size_t i = 0; i < source.size(); ++i) {
+    const char each = source[i];
+    if (each == '#') {
+      i = std::min(source.find('\n', i), source.size());
+    } else if (each == '"' || each == '\'') {
+      const bool triple = source.compare(i, 3, std::string(3, each)) == 0;
+      const std::string quote(triple ? 3 : 1, each);
+      i += quote.size();
+      while (i < source.size() && source.compare(i, quote.size(), quote) != 0) {
+        i += source[i] == '\\' ? 2 : 1;
+      }
+      i += quote.size() - 1;
+    } else if (each == '(' || each == '[' || each == '{') {
+      if (++depth > kNestingLimit) {
+        throw CommandError("ERR the script nests brackets deeper than " + std::to_string(kNestingLimit));
+      }
+    } else if (each == ')' || each == ']' || each == '}') {
+      --depth;
+    }
+  }
+}
+
+constexpr size_t kNodeLimit = 100'000;
+
+// Nodes of a function with all that it calls in place, as it will be run.
+size_t inlined_size(
+    jit::GraphFunction& function, std::unordered_map<const jit::Function*, size_t>& known);
+
+size_t inlined_size(
+    jit::Block& block, std::unordered_map<const jit::Function*, size_t>& known) {
+  size_t size = 0;
+  for (jit::Node* node : block.nodes()) {
+    ++size;
+    if (node->kind() == c10::prim::CallFunction) {
+      const auto type = node->input(0)->type()->cast<c10::FunctionType>();
+      if (auto* called = type ? jit::tryToGraphFunction(*type->function()) : nullptr) {
+        size += inlined_size(*called, known);
+      }
+    }
+    for (jit::Block* inner : node->blocks()) size += inlined_size(*inner, known);
+    if (size > kNodeLimit) throw CommandError("the script is too large once its functions are in place");
+  }
+  return size;
+}
+
+size_t inlined_size(
+    jit::GraphFunction& function, std::unordered_map<const jit::Function*, size_t>& known) {
+  const auto found = known.find(&function);
+  if (found != known.end()) return found->second;
+  return known[&function] = inlined_size(*function.graph()->block(), known);
+}
+
+// ---------------------------------------------------------------- entry points
+
+jit::Function* find_function(const Script& script, const std::string& name) {
+  return script.compiled->find_function(c10::QualifiedName(name));
+}
+
+bool is_list_of(const c10::Argument& argument, const c10::TypePtr& element) {
+  const auto list = argument.type()->cast<c10::ListType>();
+  return list && *list->getElementType() == *element;
+}
+
+void check_entry_point(const Script& script, const std::string& name) {
+  // A name such as "a..b" is none that a function can have, and torch would not look for it.
+  const bool plain = !name.empty() && name.find('.') == std::string::npos;
+  jit::Function* function = plain ? find_function(script, name) : nullptr;
+  if (function == nullptr) {
+    throw CommandError("Function " + name + " does not exist in the given script.");
+  }
+  const auto& arguments = function->getSchema().arguments();
+  if (arguments.size() != 3) {
+    throw CommandError(
+        "Wrong number of inputs in function " + name + ". Expected 3 but was " +
+        std::to_string(arguments.size()));
+  }
+  if (!is_list_of(arguments[0], c10::TensorType::get()) ||
+      !is_list_of(arguments[1], c10::StringType::get()) ||
+      !is_list_of(arguments[2], c10::StringType::get())) {
+    throw CommandError(
+        "Wrong inputs type in function " + name +
+        ". Expected signature similar to: def " + name +
+        "(tensors: List[Tensor], keys: List[str], args: List[str])");
+  }
+}
+
+void compile_here(Script& script) {
+  script.compiled = std::make_shared<jit::CompilationUnit>();
+  const auto functions = script.compiled->define(
+      std::nullopt, script.source, std::make_shared<Names>(), nullptr);
+  std::unordered_map<const jit::Function*, size_t> sizes;
+  for (jit::Function* function : functions) {
+    function->ensure_defined();
+    auto& graph_function = jit::toGraphFunction(*function);
+    guard(*graph_function.graph()->block());
+    inlined_size(graph_function, sizes);
+  }
+  for (const std::string& name : script.entry_points) check_entry_point(script, name);
+}
+
+// ---------------------------------------------------------------- running
+
+bool is_entry_point(const Script& script, const std::string& name) {
+  const auto& names = script.entry_points;
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+template <typename Element>
+c10::List<Element> list_of(const std::vector<Element>& elements, size_t from = 0) {
+  c10::List<Element> list;
+  for (size_t i = from; i < elements.size(); ++i) list.push_back(elements[i]);
+  return list;
+}
+
+// The arguments of a function that is no entry point: the inputs in order, as far as they go.
+jit::Stack positional(const jit::Function& function, const Call& call) {
+  jit::Stack stack;
+  size_t used = 0;
+  for (const c10::Argument& argument : function.getSchema().arguments()) {
+    if (argument.type()->kind() == c10::TypeKind::TensorType) {
+      if (used == call.inputs.size()) {
+        throw CommandError("Wrong number of inputs provided to function: " + call.function);
+      }
+      stack.emplace_back(call.inputs[used++]);
+    } else if (is_list_of(argument, c10::TensorType::get())) {
+      stack.emplace_back(list_of(call.inputs, used));
+      used = call.inputs.size();
+    } else {
+      throw CommandError("Unsupported input type in function definition: " + call.function);
+    }
+  }
+  return stack;
+}
+
+std::vector<at::Tensor> tensors_of(const c10::IValue& value, const Call& call) {
+  std::vector<c10::IValue> values{value};
+  if (value.isTuple()) values = value.toTupleRef().elements().vec();
+  if (value.isList()) values = value.toListRef().vec();
+  if (values.size() != call.outputs) {
+    throw CommandError("Function returned unexpected number of outputs - " + call.function);
+  }
+  std::vector<at::Tensor> tensors;
+  for (const c10::IValue& each : values) {
+    if (!each.isTensor() || !each.toTensor().defined()) {
+      throw CommandError("Function returned non-tensor values" + call.function);
+    }
+    tensors.push_back(each.toTensor());
+  }
+  return tensors;
+}
+
+std::vector<at::Tensor> run_here(
+    const Script& script, const Call& call, Commands& commands, Clock::time_point until) {
+  if (script.compiled == nullptr) throw CommandError(script.broken);
+  const bool plain = !call.function.empty() && call.function.find('.') == std::string::npos;
+  jit::Function* function = plain ? find_function(script, call.function) : nullptr;
+  if (function == nullptr) throw CommandError("Function does not exist: " + call.function);
+  jit::Stack stack;
+  if (is_entry_point(script, call.function)) {
+    stack = {list_of(call.inputs), list_of(call.keys), list_of(call.arguments)};
+  } else {
+    stack = positional(*function, call);
+  }
+  Running run{&commands, until};
+  running = &run;
+  const std::unique_ptr<Running*, void (*)(Running**)> over(&running, [](Running** now) { *now = nullptr; });
+  const c10::InferenceMode inference;
+  function->run(stack);
+  if (call.outputs == 0) return {};
+  return tensors_of(jit::pop(stack), call);
+}
+
+}  // namespace
+
+Script::~Script() {
+  if (compiled == nullptr) return;
+  // A deeply nested graph is taken apart as deeply as it was built.
+  on_deep_stack([gone = std::move(compiled)]() mutable { gone.reset(); });
+}
+
+std::vector<at::Tensor> Script::run(const Call& call, Commands& commands, Clock::time_point until) {
+  const auto began = Clock::now();
+  const auto count = [&](bool failed) {
+    const auto took = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - began);
+    statistics.microseconds += took.count();
+    statistics.calls += 1;
+    statistics.errors += failed ? 1 : 0;
+  };
+  try {
+    auto outputs = run_here(*this, call, commands, until);
+    count(false);
+    return outputs;
+  } catch (const CommandError&) {
+    count(true);
+    throw;
+  } catch (const std::exception& error) {
+    count(true);
+    throw CommandError(text_of_error(error));
+  }
+}
+
+void compile(Script& script) {
+  if (script.source.size() > kSourceLimit) {
+    throw CommandError("ERR the script's source is longer than " + std::to_string(kSourceLimit) + " bytes");
+  }
+  check_nesting(script.source);
+  std::exception_ptr failed;
+  on_deep_stack([&] {
+    try {
+      compile_here(script);
+    } catch (...) {
+      failed = std::current_exception();
+    }
+  });
+  if (!failed) return;
+  try {
+    std::rethrow_exception(failed);
+  } catch (const CommandError&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw CommandError(text_of_error(error));
+  }
+}
+
+void compile_or_break(Script& script) {
+  try {
+    compile(script);
+  } catch (const CommandError& error) {
+    script.compiled = nullptr;
+    script.broken = error.what();
+  }
+}
+
+std::string text_of_error(const std::exception& error) {
+  if (const auto* known = dynamic_cast<const c10::Error*>(&error)) {
+    return known->what_without_backtrace();
+  }
+  return error.what();
+}
+
+void prepare_torch() {
+  static const jit::RegisterOperators operators({
+      operation("redis::execute(str command, ...) -> Any", redis_execute),
+      operation("redis::asList(Any value) -> Any[]", redis_as_list),
+      operation("redisAI::model_execute(str model_key, Tensor[] tensors, int num_outputs) -> Tensor[]", model_execute),
+      operation("engine::take_turn() -> ()", take_turn),
+      operation("engine::check_division(int dividend, int divisor) -> ()", check_division),
+      operation("engine::check_repetition(int count) -> ()", check_repetition),
+  });
+  // Graphs are run as they are written: no profiling runs, no fusion, the same kernels every time.
+  jit::getProfilingMode() = false;
+  jit::setPrintHandler([](const std::string& text) {
+    server::Log(nullptr, "debug", "a script says: %s", text.c_str());
+  });
+}
+
+}  // namespace engine
