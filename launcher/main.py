@@ -202,6 +202,25 @@ def report(
 
 
 @app.command()
+def store(
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen.")
+    ] = "127.0.0.1:7379",
+    password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its first line is the password.")
+    ] = None,
+    persist: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep what is stored in this folder.")
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Run a store for tensors and scripts, in the foreground, until a signal."""
+    from launcher.serving import serve
+
+    serve(Home(home).path / "stores", listen, password_file, persist)
+
+
+@app.command()
 def stop(run: RunArgument, home: HomeOption = None) -> None:
     """Stop a run; returns when nothing of it is left running."""
     folder = Home(home).find(run)

@@ -16,10 +16,11 @@ from typing import Any
 
 from fault.errors import MayflyError, PlatformUnavailable
 from launcher.child import Child
+from launcher.database_server import short_folder
 from launcher.home import RunFolder, writing_to
 from launcher.inquiry import reproducible
 from launcher.platform import EVALUATION_SUFFIX
-from launcher.registry_server import RegistryServer, short_folder
+from launcher.registry_server import RegistryServer
 
 START_SECONDS = 20.0
 RELAY_NAME = "relay-{}.sock"

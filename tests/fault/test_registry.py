@@ -23,7 +23,8 @@ import redis
 from fault.errors import InputError, RegistryUnavailable
 from fault.records import Contact, Doing, Outcome, Proposal, Timing, View, peer_name
 from fault.registry import RECORDS, Event, Registry
-from launcher.registry_server import RegistryServer, server_binary, short_folder
+from launcher.database_server import server_binary, short_folder
+from launcher.registry_server import RegistryServer
 
 TIMING = Timing()
 

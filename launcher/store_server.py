@@ -1,0 +1,140 @@
+"""A store: a Valkey or Redis with the engine loaded, that keeps tensors and runs scripts on them.
+
+The run's own stores and `p2p-launch store` are this one. By default it listens on a Unix socket
+that only this user can enter, and writes nothing to disk.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from fault.errors import InputError, StoreUnavailable
+from launcher.database_server import DatabaseServer, quoted, short_folder
+from p2p.aggregate.engine.build import engine_path
+
+LONGEST_ARGUMENT = 16 << 30
+"""Bytes; the server's default of 512 MB is less than a large model's parameters."""
+START_S = 120.0
+"""A persisted store answers only when it has read its files."""
+ASKING: dict[str, Any] = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
+"""Something else may listen there, and say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a store listens: a TCP address, or a Unix socket in a folder."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """`HOST:PORT`, an IPv6 host in brackets. Raises InputError."""
+        host, separator, port = text.rpartition(":")
+        if not separator or not port.isdigit() or not 0 < int(port) < 65536 or not host:
+            raise InputError(f"--listen {text}: write it as HOST:PORT, as in 127.0.0.1:7379")
+        return cls(host.removeprefix("[").removesuffix("]"), int(port))
+
+    def is_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def url(self) -> str:
+        """Without the password."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"redis://{host}:{self.port}"
+
+
+class StoreServer(DatabaseServer):
+    """One store. `folder` is where its log is, its socket and, if it persists, its files.
+
+    Raises InputError when others could reach it without a password, and EngineUnavailable when
+    there is no engine and none can be made; `say` is told when one is.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "store",
+        listen: Endpoint | None = None,
+        password: str = "",
+        persist: Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        if listen is not None and not listen.is_loopback() and not password:
+            raise InputError(
+                f"--listen {listen.host}:{listen.port}: others can reach this address, "
+                "so the store needs a password: --password-file FILE"
+            )
+        folder = folder.absolute()
+        log = folder / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        settings = {
+            **_memory_settings(),
+            **_files(persist),
+            "daemonize": "no",
+            "logfile": quoted(log),
+            "proto-max-bulk-len": str(LONGEST_ARGUMENT),
+            "loadmodule": quoted(engine_path(say)),
+        }
+        if listen is not None:
+            self.url = listen.url()
+            settings |= {"bind": quoted(listen.host), "port": str(listen.port)}
+            client = redis.Redis(listen.host, listen.port, password=password or None, **ASKING)
+        else:
+            socket_name = f"{name}.sock"
+            socket = short_folder(folder, len(os.fsencode(socket_name))) / socket_name
+            self.url = f"unix://{socket}"
+            settings |= {"port": "0", "unixsocket": quoted(socket), "unixsocketperm": "700"}
+            client = redis.Redis(unix_socket_path=str(socket), password=password or None, **ASKING)
+        if password:
+            settings["requirepass"] = quoted(password)
+        super().__init__(f"the store at {self.url}", settings, client, log, StoreUnavailable)
+
+    def start(self, seconds: float = START_S) -> None:
+        super().start(seconds)
+
+
+def read_password(file: Path) -> str:
+    """The first line of the file. Raises InputError if there is none."""
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--password-file {file}: {error}") from error
+    if not lines or not lines[0].strip():
+        raise InputError(f"--password-file {file}: its first line is empty")
+    return lines[0].strip()
+
+
+def _memory_settings() -> dict[str, str]:
+    return {
+        "maxmemory-policy": "noeviction",
+        "rdbcompression": "no",  # floats hardly shrink, and trying takes longer than writing
+        "lazyfree-lazy-user-del": "no",
+    }
+
+
+def _files(persist: Path | None) -> dict[str, str]:
+    if persist is None:
+        return {"save": '""', "appendonly": "no"}
+    try:
+        persist.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--persist {persist}: {error.strerror}") from error
+    return {
+        "dir": quoted(persist.absolute()),
+        "save": '""',
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+    }
