@@ -32,6 +32,7 @@ from launcher.platform import Platform
 from launcher.preflight import Findings
 from launcher.preload import imports_of
 from launcher.processes import FUNCTION, START_SECONDS
+from p2p.aggregate.engine.build import engine_path
 from p2p.spec import RunSpec
 
 
@@ -43,6 +44,9 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
     job = options.job.absolute()
     if not job.is_file():
         raise JobNotFound(f"there is no file {job}")
+    if _stores(options):
+        # here, where it can be said that it takes a while; the supervisor finds it made
+        engine_path(lambda line: print(line, file=sys.stderr, flush=True))
     if options.registry:
         _check_registry(options.registry, run, options.timing)
     folder = home.create(run)
@@ -62,6 +66,9 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
             "memory_mb": options.memory_mb,
             "threads": options.threads,
             "relays": options.relays,
+            "workers": options.workers,
+            "stores": _stores(options),
+            "store": options.store,
             "start": options.start,
             "preload": imports_of(job),
             "listen": options.listen,
@@ -86,6 +93,13 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
             raise RunStopped(f"run {run} was stopped before it began") from None
         raise
     return folder
+
+
+def _stores(options: Options) -> int:
+    """How many of its own the run has."""
+    if options.aggregate != "database" or options.store:
+        return 0
+    return options.peers if options.stores == "per-peer" else 1
 
 
 def _check_registry(url: str, run: str, timing: Timing) -> None:
@@ -152,7 +166,10 @@ def _preflight(
         if supervisor.poll() is not None:
             raise _why_it_ended(folder)
 
-    request = JobRequest(str(job), options.shards, dict(options.settings), options.threads)
+    parts = options.shards * max(1, options.workers)
+    request = JobRequest(
+        str(job), parts, dict(options.settings), options.threads, options.aggregate
+    )
     file = folder.path / "preflight.json"
     return Findings(**ask("launcher.preflight", file, request, meanwhile=meanwhile))
 
@@ -177,6 +194,9 @@ def _spec(
         checkpoint_every=options.checkpoint_every,
         evaluate_every=findings.evaluate_every,
         function=FUNCTION,
+        aggregate="database" if options.aggregate == "database" else "peers",
+        workers=options.workers,
+        stores=tuple(ready["stores"]),
         threads=options.threads,
         kills=options.kills,
         timing=options.timing,

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import redis
@@ -85,12 +85,15 @@ class DatabaseServer:
         client: redis.Redis,
         log: Path,
         failure: type[MayflyError],
+        before: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.log = log
         self._settings = settings
         self._client = client
         self._failure = failure
+        self._before = before
+        """The words of a command that runs the server's."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -144,7 +147,7 @@ class DatabaseServer:
     def _keep(self, started: threading.Event) -> None:
         try:
             process = subprocess.Popen(
-                bound_command([server_binary(), "-"]),
+                bound_command([*self._before, server_binary(), "-"]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

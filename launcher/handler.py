@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from launcher.logs import beginning
-from launcher.platform import EVALUATION_SUFFIX, Platform
+from launcher.platform import EVALUATION_SUFFIX, WORKER_SUFFIX, Platform
 from p2p.peer import Invocation, live
 
 if TYPE_CHECKING:
@@ -28,9 +28,11 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:
     print(beginning(event["slot"], event["generation"]) + f", {start} start", flush=True)
     function = os.environ["AWS_LAMBDA_FUNCTION_NAME"]
     peers, evaluations = Platform(function), Platform(function + EVALUATION_SUFFIX)
+    workers = Platform(function + WORKER_SUFFIX)
 
     def invoke(payload: dict[str, Any]) -> None:
-        (peers if "slot" in payload else evaluations).invoke(payload)
+        wanted = workers if "worker" in payload else peers if "slot" in payload else evaluations
+        wanted.invoke(payload)
 
     invocation = Invocation(
         **event,
@@ -43,6 +45,14 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:
 def _first_start() -> str:
     snapshot = os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
     return "restored" if snapshot else "cold"
+
+
+def work(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Lives a worker's invocation; the event is `p2p.aggregate.places.worker_payload`."""
+    from p2p.aggregate.worker import WorkerInvocation, serve
+
+    deadline = time.monotonic() + context.get_remaining_time_in_millis() / 1000
+    return serve(WorkerInvocation(**event, deadline=deadline))
 
 
 def evaluate(event: dict[str, Any], context: Any) -> dict[str, Any]:

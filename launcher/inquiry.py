@@ -34,12 +34,13 @@ def reproducible(threads: int) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """Which task is meant, and for how many shards."""
+    """Which task is meant, and for how many shards, or parts of shards."""
 
     job: str
     shards: int
     settings: dict[str, str]
     threads: int
+    aggregate: str = "peers"
 
 
 # --- the asking side -----------------------------------------------------------------------------

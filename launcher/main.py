@@ -58,6 +58,14 @@ def run(
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     threads: ThreadsOption = 1,
     relays: Annotated[int, typer.Option(help="Relays that the peers speak through.")] = 1,
+    aggregate: Annotated[
+        str, typer.Option(help="peers, or database: gradients and optimizer in a store.")
+    ] = "peers",
+    workers: Annotated[
+        int, typer.Option(help="Worker functions of each peer, with a database; default: 1.")
+    ] = 0,
+    stores: Annotated[str, typer.Option(help="shared, or per-peer.")] = "shared",
+    store: Annotated[str, typer.Option(help="redis://… to use instead of an own one.")] = "",
     start: Annotated[str, typer.Option(help="Of functions: cold, warm or snapshot.")] = "snapshot",
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the emulator listens, on loopback.")
@@ -88,6 +96,10 @@ def run(
         checkpoint_every,
         threads,
         relays,
+        aggregate,
+        workers,
+        stores,
+        store,
         start,
         listen,
         _timing(timing or [], patience),

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from fault.errors import InputError, TimeLimitTooShort
 from fault.records import Timing
-from p2p.spec import COLLECTIVES, SHARDS_LIMIT
+from p2p.spec import AGGREGATIONS, COLLECTIVES, SHARDS_LIMIT
 
 STARTS = ("cold", "warm", "snapshot")
 """A new process each time; one that is free, or a new one; one that is free, or a fork of a process
 that has everything imported."""
 RELAYS_LIMIT = 16
+WORKERS_LIMIT = 32
+STORES = ("shared", "per-peer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,14 @@ class Options:
     checkpoint_every: int = 50
     threads: int = 1
     relays: int = 1
+    aggregate: str = "peers"
+    """Where contributions are summed and the optimizer works: in the peers, or in a database."""
+    workers: int = 0
+    """Of each peer, when a database aggregates; 0 for one."""
+    stores: str = "shared"
+    """One store for all, or one for each peer."""
+    store: str = ""
+    """redis://… to use instead of the run's own."""
     start: str = "snapshot"
     """How functions start when none is free: see `STARTS`."""
     listen: str = "127.0.0.1:0"
@@ -43,6 +53,8 @@ class Options:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", self.shards or self.peers)
+        database = self.aggregate == "database"
+        object.__setattr__(self, "workers", self.workers or int(database))
         for holds, problem in (
             (self.peers >= 1, f"--peers {self.peers}: a run needs at least one"),
             (
@@ -61,6 +73,34 @@ class Options:
             (
                 1 <= self.relays <= RELAYS_LIMIT,
                 f"--relays {self.relays}: there can be 1 to {RELAYS_LIMIT}",
+            ),
+            (
+                self.aggregate in AGGREGATIONS,
+                f"--aggregate {self.aggregate}: it is one of {', '.join(AGGREGATIONS)}",
+            ),
+            (
+                database or not self.workers,
+                f"--workers {self.workers}: only --aggregate database has workers",
+            ),
+            (
+                0 <= self.workers <= WORKERS_LIMIT,
+                f"--workers {self.workers}: there can be 1 to {WORKERS_LIMIT}",
+            ),
+            (
+                self.stores in STORES,
+                f"--stores {self.stores}: it is one of {', '.join(STORES)}",
+            ),
+            (
+                database or not self.store,
+                "--store is only for --aggregate database",
+            ),
+            (
+                not self.store or self.stores == "shared",
+                "--store names one store for all: leave --stores per-peer away",
+            ),
+            (
+                not database or self.shards == self.peers,
+                f"--shards {self.shards}: with --aggregate database it is the number of peers",
             ),
             (self.start in STARTS, f"--start {self.start}: it is one of {', '.join(STARTS)}"),
             (

@@ -25,6 +25,8 @@ ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL_LAMBDA"
 """boto3's own; the emulator sets it for its functions."""
 EVALUATION_SUFFIX = "-evaluate"
 """The function that evaluates is named like the one that trains, and this."""
+WORKER_SUFFIX = "-worker"
+"""And the function that computes parts of a shard for a peer."""
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
 _PASSING = frozenset(

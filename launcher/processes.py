@@ -1,4 +1,4 @@
-"""The processes a run needs on this machine: registry, relay and emulator, with one owner.
+"""The processes a run needs on this machine: registry, relays, stores, emulator; one owner.
 
 They are started, found again where they were when one had to be restarted, and ended. What they
 are needed for is not known here: `supervisor.py` watches the run itself.
@@ -19,8 +19,9 @@ from launcher.child import Child
 from launcher.database_server import short_folder
 from launcher.home import RunFolder, writing_to
 from launcher.inquiry import reproducible
-from launcher.platform import EVALUATION_SUFFIX
+from launcher.platform import EVALUATION_SUFFIX, WORKER_SUFFIX
 from launcher.registry_server import RegistryServer
+from launcher.store_server import StoreServer
 
 START_SECONDS = 20.0
 RELAY_NAME = "relay-{}.sock"
@@ -47,6 +48,9 @@ class Processes:
             bind = ["p2p.transport.relay", "--bind", endpoint]
             self._relay_endpoints.append(endpoint)
             self._relays.append((self._child(f"relay-{number}", bind, ready), ready))
+        self._stores = [
+            StoreServer(folder.path, f"store-{number}") for number in range(plan.get("stores", 0))
+        ]
         self._functions = folder.path / "functions.json"
         self._emulator_ready = folder.path / "emulator.ready"
         self._emulator = self._new_emulator(plan["listen"])
@@ -64,6 +68,8 @@ class Processes:
         self.remove_traces()  # of a former supervisor that was killed
         if self._registry is not None:
             self._registry.start()
+        for store in self._stores:
+            store.start()
         self._write_functions()
         for relay, _ in self._relays:
             relay.ensure()
@@ -82,6 +88,10 @@ class Processes:
         """Says so when it was the emulator, since all that ran in it is gone as well."""
         restarted = [relay.ensure() for relay, _ in self._relays]
         changed = any(restarted)
+        for store in [each for each in self._stores if not each.alive()]:
+            changed = True
+            with contextlib.suppress(MayflyError):  # the next round tries again
+                store.start()
         if self._emulator.ensure():
             changed = True
             emulator_restarted()
@@ -98,6 +108,13 @@ class Processes:
         self._emulator.stop()
         for relay, _ in self._relays:
             relay.stop()
+        for store in self._stores:
+            store.stop()
+
+    @property
+    def store_urls(self) -> list[str]:
+        outside = self._plan.get("store", "")
+        return [outside] if outside else [store.url for store in self._stores]
 
     def stop_registry(self) -> None:
         if self._registry is not None:
@@ -118,10 +135,12 @@ class Processes:
                 "pid": os.getpid(),
                 "registry": self.registry_url,
                 "relays": self._relay_endpoints,
+                "stores": self.store_urls,
                 "endpoint": self.endpoint,
                 "pids": {
                     "registry": self._registry.pid if self._registry is not None else 0,
                     **{relay.name: relay.pid for relay, _ in self._relays},
+                    **{f"store-{n}": store.pid for n, store in enumerate(self._stores)},
                     "emulator": self._emulator.pid,
                 },
             },
@@ -159,6 +178,12 @@ class Processes:
             "concurrency": 1,  # one after another, so that they take little from the training
         }
         functions = {FUNCTION: function, FUNCTION + EVALUATION_SUFFIX: evaluation}
+        if self._plan.get("workers"):
+            functions[FUNCTION + WORKER_SUFFIX] = {
+                **function,
+                "handler": "launcher.handler.work",
+                "concurrency": 4 * self._plan["shards"] * self._plan["workers"],
+            }
         self._folder.write(self._functions, {"functions": functions})
 
     def _wait_for(self, ready: Path, child: Child) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ class StoreServer(DatabaseServer):
     """One store. `folder` is where its log is, its socket and, if it persists, its files.
 
     Raises InputError when others could reach it without a password, and EngineUnavailable when
-    there is no engine and none can be made; `say` is told when one is.
+    there is no engine and none can be made; `say` is told when one is. `inside` is a network
+    namespace, for root.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class StoreServer(DatabaseServer):
         password: str = "",
         persist: Path | None = None,
         say: Callable[[str], None] = lambda line: None,
+        inside: str = "",
     ) -> None:
         if listen is not None and not listen.is_loopback() and not password:
             raise InputError(
@@ -100,7 +103,11 @@ class StoreServer(DatabaseServer):
             client = redis.Redis(unix_socket_path=str(socket), password=password or None, **ASKING)
         if password:
             settings["requirepass"] = quoted(password)
-        super().__init__(f"the store at {self.url}", settings, client, log, StoreUnavailable)
+        ip = shutil.which("ip")
+        before = [ip, "netns", "exec", inside] if inside and ip is not None else []
+        super().__init__(
+            f"the store at {self.url}", settings, client, log, StoreUnavailable, before
+        )
 
     def start(self, seconds: float = START_S) -> None:
         super().start(seconds)

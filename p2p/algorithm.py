@@ -44,7 +44,7 @@ class Algorithm(Protocol):
     def loss(self, mean: Vector) -> float:
         """The step's loss, which may be no finite number; that is the caller's to judge."""
 
-    def apply(self, mean: Vector) -> None:
+    def apply(self, mean: Vector, on_progress: Progress = lambda: None) -> None:
         """Turns the state into that of the next step. `mean` is the sum of all contributions."""
 
 
@@ -73,7 +73,8 @@ class GradientAveraging:
         if not flat.trainable:
             raise InvalidTask("the model has no parameter that requires a gradient")
         self._gradients = [_Part(e, e.start // 4, e.tensor.numel()) for e in flat.trainable]
-        end = self._gradients[-1].end
+        self.gradient_length = end = self._gradients[-1].end
+        """Elements of the trainable parameters, with the gaps between them."""
         self._floats = []
         for entry in flat.float_buffers:
             self._floats.append(_Part(entry, end, entry.tensor.numel()))
@@ -89,32 +90,55 @@ class GradientAveraging:
         """Raises InvalidTask for a task that cannot be computed exactly, and whatever the task
         raises; the state is untouched even then.
         """
-        return self._contribution(self.state.step, shard, on_progress)
+        return self.contribution_at(self.state.step, shard, on_progress)
 
     def loss(self, mean: Vector) -> float:
         return float(mean[-1])
 
-    def apply(self, mean: Vector) -> None:
-        if mean.shape != (self.length,) or mean.dtype != np.float32:
-            raise ValueError(f"a mean of {mean.shape} {mean.dtype}, expected {self.length} float32")
-        state, memory = self.state, self.state.flat.memory
-        gradient_marks, float_marks = self._split_marks(mean)
-        for part, mark in zip(self._floats, float_marks, strict=True):
-            if mark > 0:
-                part.in_memory(memory, np.float32)[:] = mean[part.start : part.end]
-        for part in self._integers:
-            part.in_memory(memory, np.uint16)[:] = mean[part.start : part.end]
+    def apply(self, mean: Vector, on_progress: Progress = lambda: None) -> None:
+        state = self.state
+        gradient, marks = self.gradient_of(mean)
+        self._advance_buffers(mean, state.flat.memory, 0)
         # a copy, since an optimizer may change gradients in place and the mean is kept to be sent
-        gradients = aligned_bytes(4 * self._gradients[-1].end).view(np.float32)
-        gradients[:] = mean[: len(gradients)]
+        gradients = aligned_bytes(4 * self.gradient_length).view(np.float32)
+        gradients[:] = gradient
         views = torch.from_numpy(gradients)
         try:
-            for part, mark in zip(self._gradients, gradient_marks, strict=True):
+            for part, mark in zip(self._gradients, marks, strict=True):
                 part.entry.tensor.grad = part.view(views) if mark > 0 else None
             with seeded(self.task.seed, state.step, NO_SHARD), torch.enable_grad():
                 state.optimizer.step()
         finally:
             self._drop_gradients()
+        self.end_step(mean)
+
+    def gradient_of(self, mean: Vector) -> tuple[Vector, Vector]:
+        """The mean gradient, laid out as the trainable parameters are, and its marks.
+
+        Raises ValueError for a vector that is no mean.
+        """
+        if mean.shape != (self.length,) or mean.dtype != np.float32:
+            raise ValueError(f"a mean of {mean.shape} {mean.dtype}, expected {self.length} float32")
+        return mean[: self.gradient_length], self._split_marks(mean)[0]
+
+    def rest_after(self, mean: Vector) -> npt.NDArray[np.uint8]:
+        """The bytes of all but the trainable parameters, as this mean leaves them; a copy."""
+        start = 4 * self.gradient_length
+        rest = self.state.flat.memory[start:].copy()
+        self._advance_buffers(mean, rest, start)
+        return rest
+
+    def _advance_buffers(self, mean: Vector, memory: npt.NDArray[np.uint8], origin: int) -> None:
+        """`memory` is what comes from `origin` on in the state's."""
+        for part, mark in zip(self._floats, self._split_marks(mean)[1], strict=True):
+            if mark > 0:
+                part.in_memory(memory, np.float32, origin)[:] = mean[part.start : part.end]
+        for part in self._integers:
+            part.in_memory(memory, np.uint16, origin)[:] = mean[part.start : part.end]
+
+    def end_step(self, mean: Vector) -> None:
+        """What follows the optimizer: the scheduler, and the state's next number."""
+        state = self.state
         if isinstance(state.scheduler, ReduceLROnPlateau):
             state.scheduler.step(self.loss(mean))
         elif state.scheduler is not None:
@@ -143,7 +167,7 @@ class GradientAveraging:
         """
         samples, step, shard = self.plan.smallest_micro_batch()
         try:
-            self._contribution(step, shard, on_progress)
+            self.contribution_at(step, shard, on_progress)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -169,7 +193,8 @@ class GradientAveraging:
         named["loss"] = vector[-1:]
         return named
 
-    def _contribution(self, step: int, shard: int, on_progress: Progress) -> Vector:
+    def contribution_at(self, step: int, shard: int, on_progress: Progress) -> Vector:
+        """As `contribution`, to a step that need not be the state's own."""
         vector = np.zeros(self.length, dtype=np.float32)
         if self.plan.shard_size(shard, step) == 0:
             return vector
@@ -289,10 +314,15 @@ class _Part:
             tensor.size(), tensor.stride(), vector.storage_offset() + self.start
         )
 
-    def in_memory(self, memory: npt.NDArray[np.uint8], dtype: type[np.generic]) -> Any:
-        """The tensor's bytes in the state; an odd last one goes with the zero that follows it."""
-        size = self.length * np.dtype(dtype).itemsize
-        return memory[self.entry.start : self.entry.start + size].view(dtype)
+    def in_memory(
+        self, memory: npt.NDArray[np.uint8], dtype: type[np.generic], origin: int = 0
+    ) -> Any:
+        """The tensor's bytes in the state, of which `memory` is what comes from `origin` on.
+
+        An odd last byte goes with the zero that follows it.
+        """
+        start = self.entry.start - origin
+        return memory[start : start + self.length * np.dtype(dtype).itemsize].view(dtype)
 
 
 def _sample(sample: Any, index: int) -> Any:

@@ -23,15 +23,15 @@ from fault import actions
 from fault.errors import Refused
 from fault.records import Outcome, Peer, slot_of
 from p2p.actions import Apply, Compute, Evaluate, LoadState, TakeImage, WritePieces
-from p2p.algorithm import GradientAveraging, probe
+from p2p.aggregate.parts import build
+from p2p.algorithm import Algorithm, probe
 from p2p.core import Core
 from p2p.evaluation import StateSender
 from p2p.final import write_final
-from p2p.job import load_task, user_trace
-from p2p.plan import Plan
+from p2p.job import user_trace
 from p2p.seeding import configure_determinism
 from p2p.spec import RunSpec, job_digest
-from p2p.state import TrainingState, digest_of
+from p2p.state import digest_of
 
 Call = Callable[[Core, float], None]
 
@@ -45,6 +45,7 @@ class Surroundings(Protocol):
     def checkpointed(self, step: int) -> None: ...
     def finished(self, outcome: Outcome) -> None: ...
     def evaluate(self, step: int) -> None: ...
+    def call_worker(self, worker: int) -> None: ...
     def warn(self, text: str) -> None: ...
 
 
@@ -78,19 +79,16 @@ class Computer:
         job = Path(spec.job)
         if job_digest(job) != spec.job_digest:
             raise Refused(f"{job} has changed since run {spec.run} was created")
-        self.task = load_task(job, dict(spec.settings))
-        task = self.task
-        self.plan = Plan(
-            len(task.dataset),
-            spec.shards,
-            task.batch_size,
-            steps=spec.steps,
-            accumulate=task.accumulate,
-            seed=task.seed,
-        )
-        self.state = TrainingState(task)
-        self.algorithm = GradientAveraging(task, self.state, self.plan)
+        built = build(spec)
+        self.task, self.state = built.task, built.state
+        self.algorithm: Algorithm = built.algorithm
         probed = probe(self.state, self.algorithm, self._on_progress)
+        if spec.aggregate == "database":
+            from p2p.aggregate.averaging import DatabaseAveraging
+
+            self.algorithm = DatabaseAveraging(
+                spec, slot_of(self.me), built, self.peer.call_worker, self.peer.warn
+            )
         # what was built lives to the end; collecting it again and again would cost every step
         gc.collect()
         gc.freeze()
@@ -120,7 +118,7 @@ class Computer:
             self.busy = False
 
     def _on_raised(self, job: object, error: Exception) -> None:
-        trace = user_trace(error, Path(self.spec.job))
+        trace = getattr(error, "trace", "") or user_trace(error, Path(self.spec.job))
         if "  File " not in trace:  # none of it is of the user's own files
             trace = traceback.format_exc()
         if not isinstance(job, Apply):
@@ -171,7 +169,7 @@ class Computer:
         if not np.isfinite(loss):
             self.peer.post(lambda core, now: core.on_not_finite(job.step, loss, now))
             return
-        self.algorithm.apply(job.mean)
+        self.algorithm.apply(job.mean, self._on_progress)
         step, digest = self.state.step, self.state.digest()
         self.peer.post(lambda core, now: core.on_applied(step, digest, now))
         self.peer.stepped(step, loss)

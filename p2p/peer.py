@@ -27,6 +27,7 @@ from fault.errors import MayflyError, Refused, RegistryUnavailable
 from fault.records import Contact, Outcome, Peer, Timing, peer_name
 from fault.registry import Registry
 from p2p.actions import Send
+from p2p.aggregate.places import worker_payload
 from p2p.boot import BootWatch
 from p2p.collectives.schedule import make_schedule, make_units
 from p2p.core import Core
@@ -167,6 +168,20 @@ class _Peer:
 
     def evaluate(self, step: int) -> None:
         self._registrar.invoke(evaluation_payload(self.spec.run, self.invocation.registry, step))
+
+    def call_worker(self, worker: int) -> None:
+        """Has a worker started, for this slot."""
+        slot, spec = self.invocation.slot, self.spec
+        self._registrar.invoke(
+            worker_payload(
+                spec.run,
+                self.invocation.registry,
+                spec.store_of(slot),
+                slot,
+                worker,
+                self.invocation.folder,
+            )
+        )
 
     def warn(self, text: str) -> None:
         print(f"{self.me}: {text}", file=sys.stderr, flush=True)

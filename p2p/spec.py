@@ -18,7 +18,9 @@ from fault.records import Timing
 from p2p.transport.wire import VERSION as WIRE_VERSION
 
 Collective = Literal["ring", "butterfly"]
+Aggregation = Literal["peers", "database"]
 COLLECTIVES: tuple[str, ...] = get_args(Collective)
+AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
 SHARDS_LIMIT = 64
 
 
@@ -74,6 +76,12 @@ class RunSpec:
     evaluate_every: int = 0
     """Steps of an epoch, after each of which the state is evaluated; 0: only at the end."""
     function: str = "mayfly"
+    aggregate: Aggregation = "peers"
+    """Where a peer's contribution is summed and the optimizer works: in the peer, or in a store."""
+    workers: int = 0
+    """Of each peer, when a store aggregates: so many parts a shard has."""
+    stores: tuple[str, ...] = ()
+    """URLs; slot s has number s modulo their number."""
     threads: int = 1
     """Threads that a contribution computes with; more than one is not always deterministic."""
     kills: tuple[tuple[int, int], ...] = ()
@@ -82,6 +90,14 @@ class RunSpec:
     torch: str = field(default_factory=torch_version)
     mayfly: str = field(default_factory=mayfly_version)
     wire: int = WIRE_VERSION
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts the samples are cut: one for each shard, or for each worker of it."""
+        return self.shards * max(1, self.workers)
+
+    def store_of(self, slot: int) -> str:
+        return self.stores[slot % len(self.stores)]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -96,6 +112,7 @@ class RunSpec:
                 raise ValueError(f"fields {sorted(set(values) ^ known)}")
             values["settings"] = tuple([(name, value) for name, value in values["settings"]])
             values["relays"] = tuple(values["relays"])
+            values["stores"] = tuple(values["stores"])
             values["kills"] = tuple([(slot, step) for slot, step in values["kills"]])
             values["timing"] = Timing(**values["timing"])
             return cls(**values)

@@ -15,25 +15,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-
-import torch
 
 from fault.errors import EngineUnavailable
 
 SOURCES = Path(__file__).parent
-TORCH = Path(torch.__file__).parent
-FLAGS = (
-    "-std=c++20",
-    "-O2",
-    "-fPIC",
-    "-fvisibility=hidden",
-    f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-    "-isystem",
-    str(TORCH / "include"),
-    "-isystem",
-    str(TORCH / "include" / "torch" / "csrc" / "api" / "include"),
-)
+FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden")
 LIBRARIES = ("-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10")
 
 
@@ -86,13 +75,32 @@ def cache_folder() -> Path:
 
 def fingerprint(compiler: str) -> str:
     """Of everything that the module's bytes depend on."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    digest = hashlib.sha256(version)
-    for part in (torch.__version__, str(TORCH), *FLAGS):
+    said = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    digest = hashlib.sha256(said)
+    for part in (version("torch"), str(torch_folder()), *FLAGS):
         digest.update(part.encode() + b"\0")
     for source in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def torch_folder() -> Path:
+    """Where torch is installed; torch itself takes seconds to import, so it is not."""
+    found = find_spec("torch")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).parent
+
+
+def torch_flags() -> list[str]:
+    """What only a compilation needs to know of torch."""
+    import torch
+
+    include = torch_folder() / "include"
+    return [
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        *("-isystem", str(include)),
+        *("-isystem", str(include / "torch" / "csrc" / "api" / "include")),
+    ]
 
 
 def compile_into(module: Path, compiler: str) -> None:
@@ -101,13 +109,13 @@ def compile_into(module: Path, compiler: str) -> None:
         sources = sorted(SOURCES.glob("*.cpp"), key=lambda each: -each.stat().st_size)
         objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
         commands = [
-            [compiler, *FLAGS, "-c", str(source), "-o", str(to)]
+            [compiler, *FLAGS, *torch_flags(), "-c", str(source), "-o", str(to)]
             for source, to in zip(sources, objects, strict=True)
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(run, commands))
         linked = Path(scratch) / module.name
-        libraries = TORCH / "lib"
+        libraries = torch_folder() / "lib"
         command = [compiler, "-shared", "-o", str(linked), *map(str, objects)]
         run([*command, f"-L{libraries}", f"-Wl,-rpath,{libraries}", *LIBRARIES])
         linked.replace(module)
@@ -121,7 +129,7 @@ def run(command: list[str]) -> None:
     lines = ended.stderr.splitlines() or ["it says nothing"]
     first = next((line for line in lines if "error" in line), lines[-1])
     raise EngineUnavailable(
-        f"the store's engine cannot be compiled with {command[0]} and torch {torch.__version__}: "
+        f"the store's engine cannot be compiled with {command[0]} and torch {version('torch')}: "
         f"{first.strip()}"
     )
 

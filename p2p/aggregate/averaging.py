@@ -1,0 +1,108 @@
+"""Training with the store: `Algorithm` whose contributions workers compute and the store sums, and
+whose steps the store makes.
+
+To the rest of the runtime it is an algorithm like any other: what it returns depends on state, step
+and shard alone. It waits where it must, for workers that start and for a store that is restarted,
+and says that it gets on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fault.errors import StoreUnavailable
+from p2p.aggregate.bulk import BulkConnection, StoreError
+from p2p.aggregate.parts import Built
+from p2p.aggregate.places import Place, Team
+from p2p.aggregate.stored_optimizer import StoredOptimizer
+from p2p.aggregate.stored_state import StoredState
+from p2p.aggregate.storing import ensure_stored, execution
+from p2p.aggregate.team import TeamLead
+from p2p.spec import RunSpec
+
+Vector = npt.NDArray[np.float32]
+Progress = Callable[[], None]
+T = TypeVar("T")
+RETRY_S = 0.2
+LOST_KEY = "tensor key is empty"
+"""The store's words when something it had is gone: it was restarted in between."""
+
+
+class DatabaseAveraging:
+    """Gradient averaging in the store of this slot; `call_worker(n)` starts one."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        slot: int,
+        built: Built,
+        call_worker: Callable[[int], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._built = built
+        self._workers = spec.workers
+        self._store = BulkConnection(spec.store_of(slot))
+        self._team = TeamLead(
+            Team(spec.run, slot), spec.workers, self._store, call_worker, self._compute_here
+        )
+        self._warn = warn
+        self._inner = built.algorithm
+        self._state = StoredState(spec.run, built, StoredOptimizer(built), self._store)
+        self.length = self._inner.length
+        with suppress(StoreUnavailable):  # they are called once more when they are missed
+            self._team.call_absent()
+
+    def contribution(self, shard: int, on_progress: Progress) -> Vector:
+        """The sum over the shard's parts, in order. Raises what a part raised in every worker."""
+        return self._until_it_works(lambda: self._contribution(shard, on_progress), on_progress)
+
+    def loss(self, mean: Vector) -> float:
+        return self._inner.loss(mean)
+
+    def apply(self, mean: Vector, on_progress: Progress = lambda: None) -> None:
+        """As `GradientAveraging.apply`, to the last bit of everything but the optimizer's own
+        arithmetic, which is that of its script.
+        """
+        gradient, marks = self._inner.gradient_of(mean)
+        rest = self._inner.rest_after(mean)
+        self._until_it_works(
+            lambda: self._state.advance(gradient, marks, rest, on_progress), on_progress
+        )
+        self._inner.end_step(mean)
+
+    def _contribution(self, shard: int, on_progress: Progress) -> Vector:
+        place = self._state.place()
+        parts = range(shard * self._workers, (shard + 1) * self._workers)
+        self._team.compute(place, self._built.state.step, parts, on_progress)
+        script = ensure_stored(self._store, "total")
+        inputs = [place.contribution(part) for part in parts]
+        self._store.execute(*execution(script, "total", inputs, [place.total(shard)]))
+        vector: Vector = self._store.pull(place.total(shard))
+        self._store.execute("DEL", place.total(shard), *inputs)
+        return vector
+
+    def _compute_here(self, place: Place, step: int, part: int) -> None:
+        vector = self._inner.contribution_at(step, part, lambda: None)
+        self._store.push(place.contribution(part), vector)
+
+    def _until_it_works(self, attempt: Callable[[], T], on_progress: Progress) -> T:
+        """A store that is away is waited for; one that has lost something is given it again."""
+        said = False
+        while True:
+            on_progress()
+            try:
+                return attempt()
+            except StoreUnavailable as error:
+                if not said:
+                    self._warn(f"waiting for the store: {error}")
+                said = True
+                time.sleep(RETRY_S)
+            except StoreError as error:
+                if LOST_KEY not in str(error) and not str(error).startswith("LOADING"):
+                    raise

@@ -1,0 +1,124 @@
+"""The state of a run as a store has it, and as this process has it: published, made, taken over.
+
+The store is where the optimizer works; this process has a copy of what came of it, for digests,
+checkpoints and those who join. So a store that was lost is given the state again by whoever is
+next to need it there, and nothing has to be persisted.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from p2p.aggregate.bulk import BulkConnection
+from p2p.aggregate.parts import Built, Bytes
+from p2p.aggregate.places import Place
+from p2p.aggregate.stored_optimizer import StoredOptimizer
+from p2p.aggregate.storing import ensure_stored, execution
+
+Vector = npt.NDArray[np.float32]
+MAKING_MS = 5000
+"""How long others leave the making of a state to the one that began it."""
+GLANCE_S = 0.002
+KEPT_PLACES = 2
+"""This step's and the one before, for those who are still at it."""
+
+
+class StoredState:
+    """One process's view of the state in one store. Raises StoreUnavailable and StoreError."""
+
+    def __init__(
+        self, run: str, built: Built, optimizer: StoredOptimizer, store: BulkConnection
+    ) -> None:
+        self._run = run
+        self._built = built
+        self._optimizer = optimizer
+        self._store = store
+        self._made: tuple[int, Place] | None = None
+        """The place of the state at a step that was taken from the store."""
+        self._left: list[Place] = []
+        self._received = np.empty_like(built.memory()[0])
+
+    def place(self) -> Place:
+        """Where the state of this process is in the store; it is put there if it is not."""
+        step = self._built.state.step
+        if self._made is not None and self._made[0] == step:
+            place = self._made[1]
+        else:
+            place = Place.of(self._run, step, self._built.state.digest())
+            self._made = (step, place)
+        if not self._store.execute("EXISTS", place.ready):
+            self._publish(place)
+        return place
+
+    def _publish(self, place: Place) -> None:
+        parameters, rest = self._built.memory()
+        arrays = [(place.parameters, parameters)]
+        arrays += [
+            (place.optimizer(name), vector) for name, vector in self._optimizer.vectors().items()
+        ]
+        self._store.push_all(arrays)
+        if len(rest):
+            self._store.push(place.rest, rest)
+        self._store.execute("SET", place.ready, 1)
+
+    def advance(
+        self, gradient: Vector, marks: Vector, rest: Bytes, on_progress: Callable[[], None]
+    ) -> None:
+        """The optimizer's step in the store, and then here: parameters, optimizer, all the rest.
+
+        `gradient` and `marks` are those of a mean, `rest` the other bytes of the model after this
+        step. Leaves the scheduler and the step's number to the caller. Until the store has done
+        all of it, nothing changes here, so it can be tried again after whatever was raised.
+        """
+        state = self._built.state
+        before = self.place()
+        after = Place.after(self._run, state.step, state.digest())
+        while not self._store.execute("EXISTS", after.ready):
+            on_progress()
+            if self._store.execute(
+                "SET", after.making, secrets.token_hex(4), "NX", "PX", MAKING_MS
+            ):
+                self._make(before, after, gradient, marks, rest)
+            else:
+                time.sleep(GLANCE_S)
+        self._store.pull(after.parameters, self._received)
+        names = self._optimizer.all_names()
+        vectors = {name: self._store.pull(after.optimizer(name)) for name in names}
+        parameters_here, rest_here = self._built.memory()
+        parameters_here[:] = self._received
+        rest_here[:] = rest
+        self._optimizer.take_over(vectors, marks)
+        self._made = (state.step + 1, after)
+        self._leave(before)
+
+    def _make(
+        self, before: Place, after: Place, gradient: Vector, marks: Vector, rest: Bytes
+    ) -> None:
+        optimizer = self._optimizer
+        script = ensure_stored(self._store, optimizer.script)
+        self._store.push(after.mean, gradient)
+        inputs = [before.parameters, after.mean]
+        inputs += [before.optimizer(name) for name in optimizer.all_names()]
+        outputs = [after.parameters]
+        outputs += [after.optimizer(name) for name in optimizer.all_names()]
+        arguments = optimizer.arguments(marks)
+        words = execution(script, optimizer.script, inputs, outputs, arguments)
+        self._store.execute(*words)
+        if len(rest):
+            self._store.push(after.rest, rest)
+        self._store.execute_all([("SET", after.ready, 1), ("DEL", after.mean, after.making)])
+
+    def _leave(self, place: Place) -> None:
+        self._left.append(place)
+        while len(self._left) >= KEPT_PLACES:
+            self._remove(self._left.pop(0))
+
+    def _remove(self, place: Place) -> None:
+        keys = [place.parameters, place.rest, place.mean, place.ready]
+        keys += [place.optimizer(name) for name in self._optimizer.all_names()]
+        self._store.execute("DEL", *keys)
