@@ -72,7 +72,7 @@ class LiveRun:
 
     # --- what is going on -------------------------------------------------------------------
 
-    def wait_for_step(self, step: int, seconds: float = 120.0) -> int:
+    def wait_for_step(self, step: int, seconds: float = 300.0) -> int:
         """Returns the newest step of any member once it is `step` or later.
 
         Raises TimeoutError, with the command's last words, when that never happens.

@@ -140,7 +140,7 @@ def wait_until_up(folder: RunFolder, supervisor: subprocess.Popen[bytes]) -> dic
     until = time.monotonic() + 2 * START_SECONDS
     while time.monotonic() < until:
         ready = folder.read(folder.supervisor)
-        if ready is not None:
+        if ready is not None and ready["pid"] == supervisor.pid:  # and not a dead one's
             return ready
         if supervisor.poll() is not None:
             break

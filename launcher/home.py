@@ -62,11 +62,15 @@ class RunFolder:
         return self.path.is_dir()
 
     def read(self, file: Path) -> dict[str, Any] | None:
-        """A JSON object, or None when the file is not there."""
+        """A JSON object, or None when the file is not there. Raises StorageUnavailable."""
         try:
-            value: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            value: object = json.loads(file.read_text("utf-8"))
         except FileNotFoundError:
             return None
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise StorageUnavailable(f"{file} is damaged: it is no JSON object")
         return value
 
     def write(self, file: Path, value: dict[str, Any]) -> None:
@@ -115,7 +119,8 @@ class RunFolder:
         except OSError:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # shared: several may look at once
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         finally:

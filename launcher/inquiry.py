@@ -12,11 +12,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fault import errors
 from fault.errors import InvalidTask, MayflyError, TaskRaised
@@ -60,24 +61,25 @@ def ask(
     """
     with writing_to(file.parent):
         file.write_text(json.dumps(asdict(question)), "utf-8")
-    with subprocess.Popen(
-        bound_command([sys.executable, "-P", "-m", module, str(file), *arguments]),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env={**os.environ, **reproducible(question.threads)},
-    ) as process:
-        try:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    out, said = process.communicate(timeout=0.2)
-                    break
-                meanwhile()
-        except BaseException:
-            process.kill()
-            raise
+    # files, not pipes: a process that the job leaves behind may hold a pipe open for ever
+    with tempfile.TemporaryFile() as out_file, tempfile.TemporaryFile() as said_file:
+        with subprocess.Popen(
+            bound_command([sys.executable, "-P", "-m", module, str(file), *arguments]),
+            stdin=subprocess.DEVNULL,
+            stdout=out_file,
+            stderr=said_file,
+            env={**os.environ, **reproducible(question.threads)},
+        ) as process:
+            try:
+                while True:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(0.2)
+                        break
+                    meanwhile()
+            except BaseException:
+                process.kill()
+                raise
+        out, said = _text_of(out_file), _text_of(said_file)
     file.unlink(missing_ok=True)
     lines = out.splitlines()
     if process.returncode or not lines:
@@ -91,6 +93,11 @@ def ask(
     if "error" in found:
         raise reported(found)
     return found
+
+
+def _text_of(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")
 
 
 def reported(found: Mapping[str, Any]) -> MayflyError:

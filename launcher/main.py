@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
@@ -12,7 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from fault.errors import Detached, InputError, MayflyError, RegistryUnavailable
+from fault.errors import (
+    Detached,
+    InputError,
+    MayflyError,
+    RegistryUnavailable,
+    StorageUnavailable,
+)
 from fault.records import Timing
 from fault.registry import Registry
 from launcher import resuming, runs
@@ -179,8 +186,11 @@ def status(run: RunArgument, home: HomeOption = None, as_json: JsonOption = Fals
 def list_(home: HomeOption = None) -> None:
     """List all runs, the oldest first."""
     for folder in Home(home).runs():
-        summary = folder.read(folder.summary)
-        state = "running" if folder.alive() else summary["state"] if summary else "broken off"
+        try:
+            summary = folder.read(folder.summary)
+            state = "running" if folder.alive() else summary["state"] if summary else "broken off"
+        except StorageUnavailable:
+            state = "damaged"
         print(f"{folder.id:<40} {state}")
 
 
@@ -236,8 +246,7 @@ def store(
 def stop(run: RunArgument, home: HomeOption = None) -> None:
     """Stop a run; returns when nothing of it is left running."""
     folder = Home(home).find(run)
-    if not folder.alive():
-        raise InputError(f"run {run} is not alive")
+    runs.check_alive(folder)
     runs.stop(folder)
     print(f"run {run} was stopped", file=sys.stderr)
 
@@ -247,7 +256,9 @@ def rm(run: RunArgument, home: HomeOption = None) -> None:
     """Remove a run's folder, with its checkpoints and weights."""
     home_ = Home(home)
     folder = home_.find(run)
-    plan = folder.read(folder.plan)
+    plan = None
+    with suppress(StorageUnavailable):  # what is damaged is all the more to be removed
+        plan = folder.read(folder.plan)
     home_.remove(folder)
     if plan is not None and plan["registry"]:
         registry = Registry(plan["registry"], run, Timing(**plan["timing"]))
@@ -304,7 +315,7 @@ def _settings(given: list[str]) -> dict[str, str]:
 
 def _kill(given: str) -> tuple[int, int]:
     slot, _, step = given.partition("@")
-    if not (slot.isdigit() and step.isdigit()):
+    if not (slot.isdecimal() and step.isdecimal()):
         raise InputError(f"--kill {given}: write it as SLOT@STEP, as in 2@60")
     return int(slot), int(step)
 
@@ -344,7 +355,7 @@ def _tell(summary: dict[str, Any]) -> None:
     print(f"state        {summary['digest']}")
     print(f"invocations  {invocations['total']}, {invocations['cold']} of them cold")
     lost = f", stalls {', '.join(f'{stall:.0f} ms' for stall in stalls)}" if stalls else ""
-    print(f"deaths       {summary['deaths']}, steps lost 0{lost}")
+    print(f"deaths       {summary['deaths']}, steps lost {summary['steps_lost']}{lost}")
     handed = summary["stall_ms"]["handover"]
     typical = f", stall {median(handed):.0f} ms (median)" if handed else ""
     print(f"hand-overs   {summary['handovers']}{typical}", flush=True)

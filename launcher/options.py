@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 
 from fault.errors import InputError, TimeLimitTooShort
@@ -16,7 +18,10 @@ STARTS = ("cold", "warm", "snapshot")
 """A new process each time; one that is free, or a new one; one that is free, or a fork of a process
 that has everything imported."""
 RELAYS_LIMIT = 16
+TIME_LIMIT_S = 10 * 365 * 86400.0
 WORKERS_LIMIT = 32
+LEAST_TIMES = {"handover_margin_s": float("-1e9"), "handover_stagger": 0.0}
+"""Of those durations that may be zero, or negative for never."""
 STORES = ("shared", "per-peer")
 
 
@@ -65,8 +70,11 @@ class Options:
                 self.shards >= self.peers,
                 f"--shards {self.shards} are too few for {self.peers} peers",
             ),
-            (self.timing.patience_s > 0, "--patience must be positive"),
-            (self.time_limit_s > 0, f"--time-limit {self.time_limit_s}: must be positive"),
+            (
+                0 < self.time_limit_s <= TIME_LIMIT_S,
+                f"--time-limit {self.time_limit_s:g}: must be positive, and {TIME_LIMIT_S:g} "
+                "seconds at most",
+            ),
             (self.memory_mb >= 128, f"--memory {self.memory_mb}: 128 MB are the least"),
             (self.checkpoint_every >= 1, "--checkpoint-every must be 1 at least"),
             (self.threads >= 1, "--threads must be 1 at least"),
@@ -110,6 +118,8 @@ class Options:
         ):
             if not holds:
                 raise InputError(problem)
+        _check_timing(self.timing)
+        check_address(self.listen)
         for slot, step in self.kills:
             if not 0 <= slot < self.peers or step < 0:
                 raise InputError(f"--kill {slot}@{step}: the slots are 0 to {self.peers - 1}")
@@ -130,6 +140,29 @@ class Options:
                 f"{boot_s:.1f} s to start and {step_s:.2f} s for a step with all peers there, so "
                 f"it would never get one done; give it {2 * boot_s + 2 * needed_s:.0f} s or more"
             )
+
+
+def _check_timing(timing: Timing) -> None:
+    """Raises InputError for a duration with which the protocol would stand still."""
+    for each in fields(timing):
+        value = getattr(timing, each.name)
+        least = LEAST_TIMES.get(each.name, 0.0)
+        if not isfinite(value) or value < least or (value == 0 and each.name not in LEAST_TIMES):
+            name = "--patience" if each.name == "patience_s" else f"--timing {each.name}={value:g}"
+            raise InputError(f"{name}: it must be a positive number of seconds")
+
+
+def check_address(listen: str) -> None:
+    """Raises InputError for what is no HOST:PORT on loopback."""
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535:
+        raise InputError(f"--listen {listen}: write it as HOST:PORT, as in 127.0.0.1:8080")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise InputError(f"--listen {listen}: the emulator listens on loopback only")
 
 
 def new_run_id(job: Path) -> str:

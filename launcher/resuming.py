@@ -31,8 +31,6 @@ def resume(folder: RunFolder) -> None:
     when this installation or the job file would not compute the run's bits.
     """
     plan, spec = _check(folder)
-    for left in (folder.summary, folder.failure, folder.supervisor):
-        left.unlink(missing_ok=True)
     folder.write(folder.plan, {**plan, "launcher": os.getpid()})
     supervisor = start_supervisor(folder)
     try:

@@ -22,7 +22,6 @@ from fault.errors import (
     RunFailed,
     RunNotAlive,
     RunStopped,
-    Unavailable,
 )
 from fault.records import Outcome, Timing
 from fault.registry import Event, Registry
@@ -38,7 +37,7 @@ Show = Callable[[Story, list[Event]], None]
 def follow(folder: RunFolder, show: Show) -> dict[str, Any]:
     """Shows each event until nothing is left of the run; returns its summary.
 
-    Raises Unavailable when the run has lost its supervisor.
+    Raises RunNotAlive when the run has lost its supervisor.
     """
     story, last = Story(), "0-0"
     plan = folder.read(folder.plan) or {}
@@ -67,7 +66,7 @@ def follow(folder: RunFolder, show: Show) -> dict[str, Any]:
     summary = folder.read(folder.summary)
     if summary is None:
         folder.remove_sockets()
-        raise Unavailable(
+        raise RunNotAlive(
             f"the supervisor of run {folder.id} is gone and the run has not ended: "
             f"'p2p-launch resume {folder.id}' goes on from its newest checkpoint"
         )

@@ -68,6 +68,10 @@ class Story:
     """When peers were killed on request."""
     evaluating: set[int] = field(default_factory=set)
     """Steps whose state is to be evaluated, and whose result has not come yet."""
+    repeated: int = 0
+    """Steps that were finished, and had to be computed again from a checkpoint."""
+    revived: bool = False
+    """By the newest view, and no step has been finished since."""
     _metrics_step: int = -1
     _causes: dict[str, str] = field(default_factory=dict)
 
@@ -79,13 +83,18 @@ class Story:
                 handler(event)
 
     def _on_created(self, event: Event) -> None:
-        self.created_at = event.time
+        # a registry that came back empty has the run created again
+        self.created_at = self.created_at or event.time
 
     def _on_started(self, event: Event) -> None:
         self.starts[event.fields["peer"]] = event.fields["start"]
 
     def _on_steps(self, event: Event) -> None:
-        for step, time, loss in event.fields["rows"]:
+        rows = event.fields["rows"]
+        if self.revived and rows:
+            self.repeated += max(0, self.step - rows[0][0] + 1)
+            self.revived = False
+        for step, time, loss in rows:
             if step not in self.times:
                 self.times[step] = time
             if step >= self.step:
@@ -96,7 +105,9 @@ class Story:
         before = self.view.get("members", [])
         self.view = event.fields
         removed = dict(event.fields["removals"])
-        if event.fields["kind"] == "revive":
+        # a first view that is not the first: the registry came back empty
+        if event.fields["kind"] == "revive" or (event.fields["kind"] == "first" and before):
+            self.revived = True
             removed.update({peer: "lease" for peer in before if peer not in removed})
         for peer, kind in removed.items():
             if kind == "swap":
@@ -113,7 +124,8 @@ class Story:
     def _on_metrics(self, event: Event) -> None:
         # evaluations of epochs may come after that of the last step
         if event.fields["step"] >= self._metrics_step:
-            self._metrics_step, self.metrics = event.fields["step"], event.fields["values"]
+            self._metrics_step = event.fields["step"]
+            self.metrics = event.fields["values"] or self.metrics
         self.evaluating.discard(event.fields["step"])
 
     def _on_evaluation(self, event: Event) -> None:
@@ -165,6 +177,7 @@ def summarize(story: Story, plan: dict[str, Any], folder: str) -> dict[str, Any]
         },
         "handovers": len(story.handovers),
         "deaths": len(story.deaths),
+        "steps_lost": story.repeated,
         "views": story.views,
         "stall_ms": {
             kind: [stall for stall in found if stall is not None] for kind, found in stalls.items()

@@ -49,6 +49,7 @@ from p2p.core import verdict_on
 from p2p.peer import evaluation_payload
 
 POLL_S = 0.25
+LOCK_SECONDS = 1.0
 FAREWELL_SECONDS = 2.0
 """How long members have to leave once there is an outcome; who still boots is not waited for."""
 EVALUATION_SECONDS_WAITED = 60.0
@@ -259,21 +260,35 @@ class Supervisor:
             self._folder.write(self._folder.summary, summary)
 
 
+def _take(lock: int) -> bool:
+    """False when another supervisor has it; who only looks whether one has it is soon gone."""
+    until = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+
+
 def main() -> int:
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: asked.append(received))
     folder = RunFolder(Path(sys.argv[1]))
     lock = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _take(lock):
         print(f"run {folder.id} has a supervisor already", file=sys.stderr)
         return InputError.exit_code
     supervisor: Supervisor | None = None
     failure: MayflyError | None = None
     try:
         with writing_to(folder.path):
+            for left in (folder.summary, folder.failure, folder.supervisor):
+                left.unlink(missing_ok=True)  # of a run that is resumed
+            os.ftruncate(lock, 0)  # a shorter number must not keep the end of a longer one
             os.write(lock, str(os.getpid()).encode())
         supervisor = Supervisor(folder, lambda: bool(asked))
         supervisor.watch()

@@ -122,9 +122,9 @@ class Evaluator:
     def _metrics(self, spec: RunSpec, image: bytes) -> tuple[dict[str, float], str]:
         from p2p.job import user_trace
 
+        task, state = self._task(spec)
+        state.load(image)
         try:
-            task, state = self._task(spec)
-            state.load(image)
             return state.evaluate(task), ""
         except Exception as error:  # the task's own, and it would raise the same again
             trace = user_trace(error, Path(spec.job))

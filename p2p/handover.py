@@ -10,6 +10,7 @@ out that it is gone. Inviting the successor in time is `fault/membership.py`'s. 
 from __future__ import annotations
 
 from collections import deque
+from statistics import median
 
 from fault.membership import Membership
 from fault.records import Peer, Timing
@@ -51,7 +52,8 @@ class HandOver:
             self._step_times.append(now - self._stood_at)
         self._stood_at = now
         membership, steps = self._membership, self._steps
-        membership.step_s = max(self._step_times, default=0.0)
+        # not the longest: one that stood still for an outage says nothing of the next
+        membership.step_s = median(self._step_times) if self._step_times else 0.0
         successor = membership.ready_successor(now)
         if successor != self._ready:
             self._ready, self._ready_since = successor, now

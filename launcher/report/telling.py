@@ -67,7 +67,6 @@ class _Teller:
         self._lanes = 0
         self._slots = 0
         self._checkpoints = 0
-        self._repeated = 0
         self._revived = False
         self._found: list[tuple[Peer, str, float, tuple[int, ...], tuple[Peer, ...]]] = []
         self._notes: dict[Peer, str] = {}
@@ -151,7 +150,6 @@ class _Teller:
 
     def _on_view(self, fields: dict[str, Any], now: float) -> None:
         self._scale(fields["slots"], now)
-        self._revived = self._revived or fields["kind"] == "revive"
         removals: dict[Peer, str] = dict(fields["removals"])
         for peer in self._view["members"]:
             if peer not in fields["members"]:
@@ -184,9 +182,6 @@ class _Teller:
             self._evaluations.append(Evaluation(now, fields["step"], values))
 
     def _on_steps(self, fields: dict[str, Any], now: float) -> None:
-        if self._revived and fields["rows"]:
-            self._repeated += max(0, self.story.step - fields["rows"][0][0] + 1)
-            self._revived = False
         for step, time, loss in fields["rows"]:
             if step not in self._losses:
                 self._losses[step] = Loss(time - self._began, step, loss)
@@ -217,7 +212,7 @@ class _Teller:
             shards=len(self._view["players"]),
             end_s=end,
             step=step,
-            repeated_steps=self._repeated,
+            repeated_steps=story.repeated,
             step_s=pace.step_s,
             checkpoints=self._checkpoints,
             views=story.views,

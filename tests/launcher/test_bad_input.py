@@ -120,6 +120,17 @@ def test_options_that_make_no_sense_start_nothing(job: Path, home: Path) -> None
         (("--set", "lr"), "NAME=VALUE"),
         (("--patience", "0"), "--patience"),
         (("--time-limit", "nan"), "positive"),
+        (("--time-limit", "inf"), "positive"),
+        (("--kill", "²@1"), "SLOT@STEP"),
+        (("--timing", "lease_ttl_s=nan"), "lease_ttl_s"),
+        (("--timing", "beat_s=0"), "beat_s"),
+        (("--listen", "127.0.0.1"), "HOST:PORT"),
+        (("--listen", "127.0.0.1:99999"), "HOST:PORT"),
+        (("--listen", "0.0.0.0:80"), "loopback"),
+        (("--aggregate", "cloud"), "peers, database"),
+        (("--workers", "2"), "--aggregate database"),
+        (("--store", "redis://h"), "--aggregate database"),
+        (("--aggregate", "database", "--shards", "8"), "number of peers"),
     ):
         check(launch("run", job, "--home", home, *options), errors.InputError, said)
     check(launch("run", job.with_name("no.py"), "--home", home), errors.JobNotFound, "no.py")
@@ -159,6 +170,29 @@ def test_a_registry_that_does_not_answer(job: Path, home: Path) -> None:
     result = launch("run", job, "--home", home, "--registry", "redis://127.0.0.1:1/0")
     check(result, errors.RegistryUnavailable, "127.0.0.1:1")
     assert not home.exists()
+
+
+def test_a_damaged_record_is_named_and_the_run_can_be_removed(home: Path) -> None:
+    """Neither `list` nor `rm` stumbles over a file that is no JSON; `status` says which it is."""
+    folder = home / "runs" / "cut"
+    folder.mkdir(parents=True)
+    for name in ("run.json", "summary.json"):
+        (folder / name).write_text('{"x')
+    for command in ("status", "report", "attach", "resume"):
+        check(launch(command, "cut", "--home", home), errors.StorageUnavailable, "is damaged")
+    assert "damaged" in launch("list", "--home", home).stdout
+    assert launch("rm", "cut", "--home", home).returncode == 0
+    assert not folder.exists()
+
+
+def test_a_job_that_leaves_a_process_behind_is_not_waited_for(tmp_path: Path, home: Path) -> None:
+    """Not even if that process keeps the job's output open."""
+    job = tmp_path / "job.py"
+    job.write_text("import subprocess\nsubprocess.Popen(['sleep', '600'])\n")
+    try:
+        check(launch("run", job, "--home", home), errors.NoTask, "task()")
+    finally:
+        subprocess.run(["pkill", "-f", "^sleep 600$"], check=False)
 
 
 @pytest.fixture
@@ -295,7 +329,7 @@ def test_a_supervisor_that_is_killed_takes_everything_with_it(job: Path, home: P
     )
     os.kill(pid, signal.SIGKILL)
     _, rest = run.communicate(timeout=30)
-    assert run.returncode == errors.Unavailable.exit_code, rest
+    assert run.returncode == errors.RunNotAlive.exit_code, rest
     assert "'p2p-launch resume long' goes on" in rest.splitlines()[-1]
     wait_until_gone(home)
     assert "broken off" in launch("list", "--home", home).stdout

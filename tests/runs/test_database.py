@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from chaos.live import Fault, Kill, KillPart, Result
+from chaos.live import Result
 
 JOB = Path(__file__).parents[2] / "examples" / "digits.py"
 OPTIONS = ("--peers", "2", "--workers", "2", "--aggregate", "database")
