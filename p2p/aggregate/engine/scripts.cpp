@@ -54,10 +54,61 @@ void check_division(jit::Stack& stack) {
 
 constexpr int64_t kMostRepetitions = 1'000'000;
 
-// Before a string or a list is repeated.
+// Before a string or a list is repeated, or a string filled up to a width.
 void check_repetition(jit::Stack& stack) {
   if (jit::pop(stack).toInt() > kMostRepetitions) {
     throw std::runtime_error("a string or list is repeated too often");
+  }
+}
+
+constexpr size_t kLongest = size_t{1} << 24;  // characters of a string, elements of a list
+constexpr size_t kLongestProduct = size_t{1} << 18;
+constexpr size_t kLong = size_t{1} << 16;     // from here on the process is looked at
+
+// Of what torch allocates without asking the engine, which the system would end the process for.
+void check_length(size_t length) {
+  if (length > kLongest) throw std::runtime_error("out of memory: a string or list is too long");
+  if (length > kLong) memory::check_process();
+}
+
+size_t length_of(const c10::IValue& value) {
+  if (value.isString()) return value.toStringRef().size();
+  return value.isList() ? value.toList().size() : 0;
+}
+
+// Before something is added to a string or a list.
+void check_growth(jit::Stack& stack) { check_length(length_of(jit::pop(stack))); }
+
+// Before each of the second's elements is put between two of the first's, or the other way round.
+void check_product(jit::Stack& stack) {
+  const c10::IValue second = jit::pop(stack);
+  const size_t first = length_of(jit::pop(stack)) + 1;
+  size_t all = length_of(second) + 1;
+  if (second.isList()) {
+    for (const c10::IValue& each : second.toListRef()) {
+      all += length_of(each);
+      check_length(all);
+    }
+  }
+  check_length(first);
+  check_length(all);
+  // torch takes time in the square of it
+  if (first * all > kLongestProduct) throw std::runtime_error("out of memory: a string is too long");
+}
+
+// Before a tensor becomes a list of its numbers.
+void check_numbers(jit::Stack& stack) {
+  check_length(static_cast<size_t>(jit::pop(stack).toTensor().numel()));
+}
+
+// Before a tensor becomes a list of pieces of this size along a dimension.
+void check_pieces(jit::Stack& stack) {
+  const int64_t dim = jit::pop(stack).toInt();
+  const int64_t size = jit::pop(stack).toInt();
+  const at::Tensor tensor = jit::pop(stack).toTensor();
+  if (tensor.dim() == 0 || size <= 0) return;  // torch's to refuse
+  if (tensor.size(dim) / size > kMostRepetitions) {
+    throw std::runtime_error("a tensor is split into too many pieces");
   }
 }
 
@@ -129,20 +180,64 @@ bool takes_integers(const jit::Node& node) {
          node.input(1)->type() == c10::IntType::get();
 }
 
+bool is_text_or_list(const jit::Value& value) {
+  const auto kind = value.type()->kind();
+  return kind == c10::TypeKind::ListType || kind == c10::TypeKind::StringType;
+}
+
 // The count in `text * count` or `list * count`, if the node is one of these.
 jit::Value* repetition_of(jit::Node& node) {
   if (node.kind() != c10::aten::mul || node.inputs().size() != 2) return nullptr;
   for (const size_t i : {0, 1}) {
-    const auto kind = node.input(i)->type()->kind();
-    if (kind == c10::TypeKind::ListType || kind == c10::TypeKind::StringType) return node.input(1 - i);
+    if (is_text_or_list(*node.input(i))) return node.input(1 - i);
   }
   return nullptr;
 }
 
+bool is_one_of(const std::string& name, std::initializer_list<const char*> names) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+// One that its errors place in the same line of the source.
+jit::Node* new_check(jit::Node& node, const char* name, at::ArrayRef<jit::Value*> inputs) {
+  jit::Node* check = node.owningGraph()->create(c10::Symbol::fromQualString(name), inputs, 0);
+  check->setSourceRange(node.sourceRange());
+  return check;
+}
+
 void insert_before(jit::Node& node, const char* name, at::ArrayRef<jit::Value*> inputs) {
-  node.owningGraph()
-      ->create(c10::Symbol::fromQualString(name), inputs, 0)
-      ->insertBefore(&node);
+  new_check(node, name, inputs)->insertBefore(&node);
+}
+
+// Puts in what ends a script whose strings and lists would take all memory.
+void guard_lengths(jit::Node& node, const std::string& name) {
+  if (jit::Value* count = repetition_of(node)) {
+    insert_before(node, "engine::check_repetition", {count});
+  }
+  const auto inputs = node.inputs();
+  if (is_one_of(name, {"ljust", "rjust", "center", "zfill", "expandtabs"})) {
+    insert_before(node, "engine::check_repetition", {inputs.at(1)});
+  } else if (is_one_of(name, {"add", "add_", "extend", "percentFormat", "format"})) {
+    for (jit::Value* input : inputs) {
+      if (is_text_or_list(*input)) insert_before(node, "engine::check_growth", {input});
+    }
+  } else if (name == "replace") {
+    insert_before(node, "engine::check_product", {inputs.at(0), inputs.at(2)});
+  } else if (name == "join") {
+    insert_before(node, "engine::check_product", {inputs.at(0), inputs.at(1)});
+  } else if (name == "tolist") {
+    insert_before(node, "engine::check_numbers", {inputs.at(0)});
+  } else if (is_one_of(name, {"split", "unsafe_split"}) && inputs.size() == 3 &&
+             inputs[1]->type() == c10::IntType::get()) {
+    insert_before(node, "engine::check_pieces", inputs);
+  } else if (is_one_of(name, {"chunk", "unsafe_chunk", "tensor_split"}) && inputs.size() == 3 &&
+             inputs[1]->type() == c10::IntType::get()) {
+    insert_before(node, "engine::check_repetition", {inputs[1]});
+  } else if (name == "unbind") {
+    jit::WithInsertPoint here(&node);
+    jit::Value* one = node.owningGraph()->insertConstant(int64_t{1});
+    insert_before(node, "engine::check_pieces", {inputs.at(0), one, inputs.at(1)});
+  }
 }
 
 // Refuses what may harm the server, and puts in what ends it.
@@ -156,18 +251,14 @@ void guard(jit::Block& block) {
     if (name == "execute" && kind.ns().toUnqualString() == std::string("redis") && node->inputs().size() < 2) {
       throw CommandError("redis.execute needs at least one argument after the command's name");
     }
-    static const std::array divisions{"floordiv", "remainder", "fmod", "div", "divmod", "__derive_index", "__mod__"};
     if (kind.is_aten() && takes_integers(*node) &&
-        std::find(divisions.begin(), divisions.end(), name) != divisions.end()) {
+        is_one_of(name, {"floordiv", "remainder", "fmod", "div", "divmod", "__derive_index", "__mod__"})) {
       insert_before(*node, "engine::check_division", node->inputs());
     }
-    if (jit::Value* count = repetition_of(*node)) {
-      insert_before(*node, "engine::check_repetition", {count});
-    }
+    if (kind.is_aten() || name == "tolist") guard_lengths(*node, name);
     for (jit::Block* inner : node->blocks()) guard(*inner);
     if (kind == c10::prim::Loop) {
-      jit::Block* body = node->blocks().at(0);
-      body->prependNode(node->owningGraph()->create(c10::Symbol::fromQualString("engine::take_turn"), 0));
+      node->blocks().at(0)->prependNode(new_check(*node, "engine::take_turn", {}));
     }
   }
 }
@@ -425,6 +516,10 @@ void prepare_torch() {
       operation("engine::take_turn() -> ()", take_turn),
       operation("engine::check_division(int dividend, int divisor) -> ()", check_division),
       operation("engine::check_repetition(int count) -> ()", check_repetition),
+      operation("engine::check_growth(Any value) -> ()", check_growth),
+      operation("engine::check_product(Any first, Any second) -> ()", check_product),
+      operation("engine::check_numbers(Tensor tensor) -> ()", check_numbers),
+      operation("engine::check_pieces(Tensor tensor, int size, int dim) -> ()", check_pieces),
   });
   // Graphs are run as they are written: no profiling runs, no fusion, the same kernels every time.
   jit::getProfilingMode() = false;
