@@ -10,6 +10,8 @@ import pytest
 from tests.p2p.aggregate.stores import DEBIAN_REDIS, Store, Wire, binary_of
 
 KINDS = ("valkey", "redis")
+MEMORY_LIMIT = 1 << 30
+"""Bytes, which scripts that want all there is get before they are ended."""
 
 
 def binary_or_skip(kind: str) -> str:
@@ -25,7 +27,7 @@ def store(
 ) -> Iterator[Store]:
     """A server that lives as long as the session."""
     one = Store(binary_or_skip(request.param), tmp_path_factory.mktemp(request.param))
-    one.start("--enable-debug-command", "yes")
+    one.start("--enable-debug-command", "yes", engine=("MEMORY_LIMIT", str(MEMORY_LIMIT)))
     yield one
     one.stop()
 

@@ -359,6 +359,12 @@ SCRIPTSTORE = [
             (["return ("], ".+"),
             (["return " + "(" * 5000 + "1" + ")" * 5000], ".+"),
             (["return " + "-" * 20000 + "1"], ".+"),
+            (["return torch.zeros([1 % 0])"], ".*integer division by zero.*"),
+            (["return torch.zeros([(-9223372036854775807 - 1) // -1])"], ".*integer overflow.*"),
+            (["return torch.zeros([divmod(-9223372036854775807 - 1, -1)[0]])"], ".*integer overflow.*"),
+            (["return len('a'.ljust(100000000000))"], ".*a width is too large.*"),
+            (["x0 = 'aaaaaaaa'", *(f"x{i + 1} = x{i} + x{i}" for i in range(40)), "return len(x40)"],
+             ".*too long.*"),
             (["return torch.from_file('/etc/passwd', False, 10)"], ".+"),
             (["return torch._standard_gamma(tensors[0])"], ".+"),
         )
