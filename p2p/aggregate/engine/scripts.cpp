@@ -43,7 +43,7 @@ void take_turn(jit::Stack&) {
 }
 
 constexpr int64_t kMostRepetitions = 1'000'000;
-constexpr size_t kLongest = size_t{1} << 24;  // characters of a string, elements of a list
+constexpr size_t kLongest = size_t{1} << 21;  // characters of a string, elements of a list
 constexpr size_t kLong = size_t{1} << 16;     // from here on the process is looked at
 constexpr size_t kLongestProduct = size_t{1} << 18;
 

@@ -245,7 +245,12 @@ def test_the_server_ends_while_scripts_run(new_store: NewStore) -> None:
     """SHUTDOWN ends it with status 0, whatever its scripts are at."""
     store = new_store("a").start()
     wire = store.connect()
-    lines = ["x = torch.rand([99, 99])", "while True:", "    x = x.mm(torch.rand([99, 99]))", "return x"]
+    lines = [
+        "x = torch.rand([99, 99])",
+        "while True:",
+        "    x = x.mm(torch.rand([99, 99]))",
+        "return x",
+    ]
     assert wire(storing("slow", function(*lines))) == OK
     assert wire(storing("asks", function("while True:", "    redis.execute('PING', args)"))) == OK
     clients = [store.connect(), store.connect(), store.connect()]

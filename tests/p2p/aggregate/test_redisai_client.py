@@ -34,7 +34,9 @@ DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uin
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (2, 1, 3)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_numpy_array_comes_back_as_it_was(client: Any, dtype: str, shape: tuple[int, ...]) -> None:
+def test_a_numpy_array_comes_back_as_it_was(
+    client: Any, dtype: str, shape: tuple[int, ...]
+) -> None:
     """Arrays of every dtype, and of shapes from a scalar on, are set and got bit by bit."""
     array = np.array(np.arange(np.prod(shape, dtype=int)).reshape(shape) % 2, dtype)
     assert client.tensorset("x", array) == "OK"
@@ -65,7 +67,9 @@ def test_a_script_lives_from_store_to_delete(client: Any) -> None:
     assert client.scriptscan() == [["s", "v1"]]
     client.tensorset("a", np.array([1, 2], np.float32))
     client.tensorset("b", np.array([10, 20], np.float32))
-    done = client.scriptexecute("s", "f", keys=["k"], inputs=["a", "b"], outputs=["o"], timeout=5000)
+    done = client.scriptexecute(
+        "s", "f", keys=["k"], inputs=["a", "b"], outputs=["o"], timeout=5000
+    )
     assert done == "OK" and client.tensorget("o").tolist() == [11, 22]
     client.scriptexecute("s", "scaled", inputs="o", args=[0.5], outputs="o")
     assert client.tensorget("o").tolist() == [5.5, 11]
@@ -100,7 +104,9 @@ def test_pipelines_are_answered_in_order(client: Any) -> None:
     pipe = client.pipeline(transaction=False)
     pipe.tensorset("a", np.array([1, 2], np.int32))
     pipe.set("native", 1)
-    pipe.execute_command(*"AI.SCRIPTEXECUTE s f INPUTS 2 a a OUTPUTS 1 o".split())
+    pipe.execute_command(
+        *["AI.SCRIPTEXECUTE", "s", "f", "INPUTS", "2", "a", "a", "OUTPUTS", "1", "o"]
+    )
     pipe.tensorget("o")
     answers = pipe.execute()
     assert answers[1] is True and answers[3].tolist() == [2, 4]
