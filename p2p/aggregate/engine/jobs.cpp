@@ -19,6 +19,8 @@ namespace {
 
 Settings settings{};
 
+constexpr long long kLongestMs = 1000LL * 60 * 60 * 24 * 365;  // a clock goes no further than int64
+
 // Answered exactly once: by the worker that ran it, or by the timekeeper when its time was over.
 struct Job {
   std::unique_ptr<Work> work;
@@ -169,7 +171,8 @@ bool may_block(server::Context* context) {
 
 void submit(server::Context* context, std::unique_ptr<Work> work) {
   const long long timeout_ms = work->timeout_ms();
-  const auto limit = std::chrono::milliseconds(timeout_ms > 0 ? timeout_ms : settings.limit_ms);
+  const std::chrono::milliseconds limit(
+      std::min(timeout_ms > 0 ? timeout_ms : settings.limit_ms, kLongestMs));
   auto job = std::make_shared<Job>(std::move(work), Clock::now() + limit);
   job->client = server::BlockClient(context, on_answer, nullptr, release, 0);
   timekeeper().add(job);

@@ -325,21 +325,21 @@ template <Handler handler, Positions positions = nullptr>
 constexpr server::CommandFunction served = handle<handler, positions>;
 
 constexpr std::array kCommands{
-    CommandFacts{"AI.TENSORSET", served<tensor_set>, "write deny-oom", 1, 1, 1},
-    CommandFacts{"AI.TENSORGET", served<tensor_get>, "readonly", 1, 1, 1},
-    CommandFacts{"AI.SCRIPTSTORE", served<script_store>, "write deny-oom", 1, 1, 1},
-    CommandFacts{"AI.SCRIPTGET", served<script_get>, "readonly", 1, 1, 1},
-    CommandFacts{"AI.SCRIPTDEL", served<script_delete>, "write", 1, 1, 1},
-    CommandFacts{"AI.SCRIPTEXECUTE", served<script_execute, script_key_positions>,
+    CommandFacts{"ai.tensorset", served<tensor_set>, "write deny-oom", 1, 1, 1},
+    CommandFacts{"ai.tensorget", served<tensor_get>, "readonly", 1, 1, 1},
+    CommandFacts{"ai.scriptstore", served<script_store>, "write deny-oom", 1, 1, 1},
+    CommandFacts{"ai.scriptget", served<script_get>, "readonly", 1, 1, 1},
+    CommandFacts{"ai.scriptdel", served<script_delete>, "write", 1, 1, 1},
+    CommandFacts{"ai.scriptexecute", served<script_execute, script_key_positions>,
                  "write deny-oom getkeys-api", 5, 5, 1},
-    CommandFacts{"AI.DAGEXECUTE", served<dag_execute, dag_key_positions>,
+    CommandFacts{"ai.dagexecute", served<dag_execute, dag_key_positions>,
                  "write deny-oom getkeys-api", 3, 3, 1},
-    CommandFacts{"AI.DAGEXECUTE_RO", served<dag_execute_read_only, dag_key_positions>,
+    CommandFacts{"ai.dagexecute_ro", served<dag_execute_read_only, dag_key_positions>,
                  "readonly getkeys-api", 3, 3, 1},
-    CommandFacts{"AI.INFO", served<info>, "readonly", 1, 1, 1},
-    CommandFacts{"AI.CONFIG", served<config>, "write", 0, 0, 0},
-    CommandFacts{"AI._SCRIPTSCAN", served<script_scan>, "readonly", 0, 0, 0},
-    CommandFacts{"AI._MODELSCAN", served<model_scan>, "readonly", 0, 0, 0},
+    CommandFacts{"ai.info", served<info>, "readonly", 1, 1, 1},
+    CommandFacts{"ai.config", served<config>, "write", 0, 0, 0},
+    CommandFacts{"ai._scriptscan", served<script_scan>, "readonly", 0, 0, 0},
+    CommandFacts{"ai._modelscan", served<model_scan>, "readonly", 0, 0, 0},
 };
 
 constexpr const char* kCategory = "ai";

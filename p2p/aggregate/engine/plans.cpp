@@ -384,19 +384,22 @@ std::vector<int> script_key_positions(server::String** words, int count) {
 
 std::vector<int> dag_key_positions(server::String** words, int count) {
   std::vector<int> positions;
-  for (int i = 1; i + 1 < count; ++i) {
+  int i = 1;
+  for (; i + 1 < count && text_of(words[i]) != kPipe; ++i) {
     const std::string_view word = text_of(words[i]);
-    if (word == kPipe) {
-      if (i + 2 < count && same_word(text_of(words[i + 1]), "AI.SCRIPTEXECUTE")) {
-        positions.push_back(i + 2);
-      }
-    } else if (same_word(word, "ROUTING")) {
+    if (same_word(word, "ROUTING")) {
       positions.push_back(++i);
     } else if (same_word(word, "LOAD") || same_word(word, "PERSIST")) {
       const auto listed = integer_of(text_of(words[++i]));
-      for (int64_t left = listed.value_or(0); left > 0 && i + 1 < count; --left) {
-        positions.push_back(++i);
-      }
+      if (!listed || *listed < 0 || *listed > count - i - 1) return positions;
+      for (int64_t left = *listed; left > 0; --left) positions.push_back(++i);
+    }
+  }
+  // What follows a pipe is an operation, whatever its other words are: a word that reads LOAD may be
+  // the value of a STRING, and must not hide from the server's ACL which script is run.
+  for (; i + 2 < count; ++i) {
+    if (text_of(words[i]) == kPipe && same_word(text_of(words[i + 1]), "AI.SCRIPTEXECUTE")) {
+      positions.push_back(i + 2);
     }
   }
   return positions;

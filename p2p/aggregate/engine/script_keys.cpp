@@ -20,6 +20,17 @@ std::pair<int, std::string> known_name(server::Context* context, server::String*
   return {server::GetSelectedDb(context), std::string(text_of(name))};
 }
 
+Value* new_value(std::shared_ptr<Script> script) {
+  script->is_stored = true;
+  return new Value(std::move(script));
+}
+
+// The script of an entry there, if it is still at a key; or null.
+std::shared_ptr<Script> stored(const std::weak_ptr<Script>& known) {
+  std::shared_ptr<Script> script = known.lock();
+  return script != nullptr && script->is_stored ? script : nullptr;
+}
+
 void save_text(server::Stream* stream, const std::string& text) {
   server::SaveStringBuffer(stream, text.data(), text.size());
 }
@@ -60,7 +71,7 @@ void* load(server::Stream* stream, int encoding) {
     const int database = server::GetDbIdFromIO != nullptr ? server::GetDbIdFromIO(stream) : 0;
     known_scripts()[{database, std::string(text_of(name))}] = script;
   }
-  return new Value(std::move(script));
+  return new_value(std::move(script));
 }
 
 // AI.SCRIPTSTORE, key, device, TAG, tag, ENTRY_POINTS, their number and names, SOURCE, source.
@@ -81,7 +92,10 @@ size_t memory(const void* value) {
   return sizeof(Script) + script.source.size() + script.tag.size();
 }
 
-void release(void* value) { delete static_cast<Value*>(value); }
+void release(void* value) {
+  const std::unique_ptr<Value> owned(static_cast<Value*>(value));
+  (*owned)->is_stored = false;
+}
 
 // The value at a key, or null if it is free. Throws CommandError if it is of another type.
 Value* value_at(server::Key* key) {
@@ -115,7 +129,7 @@ void set_script(server::Context* context, server::String* name, std::shared_ptr<
   const OpenKey key = open_key(context, name, server::kRead | server::kWrite);
   value_at(key.get());
   known_scripts()[known_name(context, name)] = script;
-  server::ModuleTypeSetValue(key.get(), script_type, new Value(std::move(script)));
+  server::ModuleTypeSetValue(key.get(), script_type, new_value(std::move(script)));
 }
 
 void replicate_script(server::Context* context, server::String* name, const Script& script) {
@@ -136,14 +150,14 @@ void delete_script(server::Context* context, server::String* name) {
 
 std::shared_ptr<Script> stored_as(server::Context* context, server::String* name) {
   const auto found = known_scripts().find(known_name(context, name));
-  return found == known_scripts().end() ? nullptr : found->second.lock();
+  return found == known_scripts().end() ? nullptr : stored(found->second);
 }
 
 std::vector<std::pair<std::string, std::string>> all_scripts(server::Context* context) {
   std::vector<std::pair<std::string, std::string>> all;
   auto& known = known_scripts();
   for (auto each = known.begin(); each != known.end();) {
-    const std::shared_ptr<Script> script = each->second.lock();
+    const std::shared_ptr<Script> script = stored(each->second);
     if (script != nullptr && each->first.first == server::GetSelectedDb(context)) {
       all.emplace_back(each->first.second, script->tag);
     }

@@ -42,22 +42,146 @@ void take_turn(jit::Stack&) {
   if (++running->turns % kTurnsBetweenMemoryChecks == 0) memory::check_process();
 }
 
-// Before a division of integers, which would end the process.
-void check_division(jit::Stack& stack) {
-  const int64_t divisor = jit::pop(stack).toInt();
-  const int64_t dividend = jit::pop(stack).toInt();
-  if (divisor == 0) throw std::runtime_error("integer division by zero");
-  if (divisor == -1 && dividend == std::numeric_limits<int64_t>::min()) {
+constexpr int64_t kMostRepetitions = 1'000'000;
+constexpr size_t kLongest = size_t{1} << 21;  // characters of a string, elements of a list
+constexpr size_t kLong = size_t{1} << 16;     // from here on the process is looked at
+constexpr size_t kLongestProduct = size_t{1} << 18;
+
+// Of what torch allocates without asking the engine, which the system would end the process for.
+void check_length(size_t length) {
+  if (length > kLongest) throw std::runtime_error("out of memory: a string or list is too long");
+  if (length > kLong) memory::check_process();
+}
+
+size_t length_of(const c10::IValue& value) {
+  if (value.isString()) return value.toStringRef().size();
+  return value.isList() ? value.toList().size() : 0;
+}
+
+// About how many characters there are in a value's text.
+size_t text_length(const c10::IValue& value) {
+  size_t length = 1;
+  const auto add = [&](const c10::IValue& part) {
+    length += text_length(part);
+    check_length(length);
+  };
+  if (value.isString()) return value.toStringRef().size();
+  if (value.isTensor()) return value.toTensor().defined() ? value.toTensor().numel() : 1;
+  if (value.isList()) {
+    for (const c10::IValue& each : value.toList()) add(each);
+  } else if (value.isTuple()) {
+    for (const c10::IValue& each : value.toTupleRef().elements()) add(each);
+  } else if (value.isGenericDict()) {
+    for (const auto& entry : value.toGenericDict()) {
+      add(entry.key());
+      add(entry.value());
+    }
+  }
+  return length;
+}
+
+// ---------------------------------------------------------------- what is checked before operators
+
+using Operands = at::ArrayRef<c10::IValue>;
+
+// Which would end the process.
+void check_division(Operands operands) {
+  if (!operands[0].isInt() || !operands[1].isInt()) return;
+  if (operands[1].toInt() == 0) throw std::runtime_error("integer division by zero");
+  if (operands[1].toInt() == -1 && operands[0].toInt() == std::numeric_limits<int64_t>::min()) {
     throw std::runtime_error("integer overflow in a division");
   }
 }
 
-constexpr int64_t kMostRepetitions = 1'000'000;
+void check_width(Operands operands) {
+  if (operands[1].toInt() > kMostRepetitions) throw std::runtime_error("a width is too large");
+}
 
-// Before a string or a list is repeated.
-void check_repetition(jit::Stack& stack) {
-  if (jit::pop(stack).toInt() > kMostRepetitions) {
-    throw std::runtime_error("a string or list is repeated too often");
+// Of a list times a number, or the other way round.
+void check_repetition(Operands operands) {
+  const bool list_first = operands[0].isList();
+  if (!list_first && !operands[1].isList()) return;
+  const size_t length = length_of(operands[list_first ? 0 : 1]);
+  const int64_t count = std::max<int64_t>(operands[list_first ? 1 : 0].toInt(), 0);
+  if (count > kMostRepetitions) throw std::runtime_error("a list is repeated too often");
+  check_length(static_cast<size_t>(count) * length);
+}
+
+void check_growth(Operands operands) {
+  for (const c10::IValue& each : operands) check_length(length_of(each));
+}
+
+void check_text(Operands operands) {
+  for (const c10::IValue& each : operands) check_length(text_length(each));
+}
+
+// Torch takes time in the square of what comes of it.
+void check_product(const c10::IValue& first, const c10::IValue& second) {
+  const size_t product = (text_length(first) + 1) * (text_length(second) + 1);
+  if (product > kLongestProduct) throw std::runtime_error("out of memory: a string is too long");
+}
+
+void check_join(Operands operands) { check_product(operands[0], operands[1]); }
+void check_replace(Operands operands) { check_product(operands[0], operands[2]); }
+
+// Has `check` called before torch's own operator of this name, wherever that is run: the compiler
+// already runs it if its operands are constants.
+void watch(const char* name, void (*check)(Operands)) {
+  const auto operators = jit::getAllOperatorsFor(c10::Symbol::fromQualString(name));
+  for (const std::shared_ptr<jit::Operator>& original : std::vector(operators)) {
+    if (original->isC10Op() || !original->hasOperation()) continue;
+    const c10::FunctionSchema& schema = original->schema();
+    const size_t fixed = schema.arguments().size();
+    const bool any_number = schema.is_vararg();
+    auto run = [=, operation = original->getOperation()](jit::Stack& stack) mutable {
+      const size_t count = any_number ? static_cast<size_t>(stack.back().toInt()) : fixed;
+      const size_t end = stack.size() - (any_number ? 1 : 0);
+      check(Operands(stack).slice(end - count, count));
+      operation(stack);
+    };
+    const auto aliases = original->aliasAnalysisKind();
+    jit::deregisterOperator(schema);
+    jit::registerOperator(jit::Operator(c10::toString(schema), std::move(run), aliases));
+  }
+}
+
+void watch_operators() {
+  for (const char* name : {"aten::floordiv", "aten::remainder", "aten::divmod"}) {
+    watch(name, check_division);
+  }
+  for (const char* name :
+       {"aten::ljust", "aten::rjust", "aten::center", "aten::zfill", "aten::expandtabs"}) {
+    watch(name, check_width);
+  }
+  for (const char* name : {"aten::mul", "aten::mul_"}) watch(name, check_repetition);
+  for (const char* name : {"aten::add", "aten::add_", "aten::extend"}) watch(name, check_growth);
+  for (const char* name : {"aten::percentFormat", "aten::format", "aten::str", "prim::Print"}) {
+    watch(name, check_text);
+  }
+  watch("aten::join", check_join);
+  watch("aten::replace", check_replace);
+}
+
+// ---------------------------------------------------------------- what is put into a graph
+
+// Before a tensor is split into so many.
+void check_count(jit::Stack& stack) {
+  if (jit::pop(stack).toInt() > kMostRepetitions) throw std::runtime_error("a count is too large");
+}
+
+// Before a tensor becomes a list of its numbers.
+void check_numbers(jit::Stack& stack) {
+  check_length(static_cast<size_t>(jit::pop(stack).toTensor().numel()));
+}
+
+// Before a tensor becomes a list of pieces of this size along a dimension.
+void check_pieces(jit::Stack& stack) {
+  const int64_t dim = jit::pop(stack).toInt();
+  const int64_t size = jit::pop(stack).toInt();
+  const at::Tensor tensor = jit::pop(stack).toTensor();
+  if (tensor.dim() == 0 || size <= 0) return;  // torch's to refuse
+  if (tensor.size(dim) / size > kMostRepetitions) {
+    throw std::runtime_error("a tensor is split into too many pieces");
   }
 }
 
@@ -124,25 +248,36 @@ bool is_harmful(const std::string& name) {
   });
 }
 
-bool takes_integers(const jit::Node& node) {
-  return node.inputs().size() == 2 && node.input(0)->type() == c10::IntType::get() &&
-         node.input(1)->type() == c10::IntType::get();
+bool is_one_of(const std::string& name, std::initializer_list<const char*> names) {
+  return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-// The count in `text * count` or `list * count`, if the node is one of these.
-jit::Value* repetition_of(jit::Node& node) {
-  if (node.kind() != c10::aten::mul || node.inputs().size() != 2) return nullptr;
-  for (const size_t i : {0, 1}) {
-    const auto kind = node.input(i)->type()->kind();
-    if (kind == c10::TypeKind::ListType || kind == c10::TypeKind::StringType) return node.input(1 - i);
-  }
-  return nullptr;
+// One that its errors place in the same line of the source.
+jit::Node* new_check(jit::Node& node, const char* name, at::ArrayRef<jit::Value*> inputs) {
+  jit::Node* check = node.owningGraph()->create(c10::Symbol::fromQualString(name), inputs, 0);
+  check->setSourceRange(node.sourceRange());
+  return check;
 }
 
 void insert_before(jit::Node& node, const char* name, at::ArrayRef<jit::Value*> inputs) {
-  node.owningGraph()
-      ->create(c10::Symbol::fromQualString(name), inputs, 0)
-      ->insertBefore(&node);
+  new_check(node, name, inputs)->insertBefore(&node);
+}
+
+// Puts in what ends a script whose lists of pieces of a tensor would take all memory.
+void guard_pieces(jit::Node& node, const std::string& name) {
+  const auto inputs = node.inputs();
+  const bool by_number = inputs.size() == 3 && inputs[1]->type() == c10::IntType::get();
+  if (name == "tolist") {
+    insert_before(node, "engine::check_numbers", {inputs.at(0)});
+  } else if (by_number && is_one_of(name, {"split", "unsafe_split"})) {
+    insert_before(node, "engine::check_pieces", inputs);
+  } else if (by_number && is_one_of(name, {"chunk", "unsafe_chunk", "tensor_split"})) {
+    insert_before(node, "engine::check_count", {inputs[1]});
+  } else if (name == "unbind") {
+    jit::WithInsertPoint here(&node);
+    jit::Value* one = node.owningGraph()->insertConstant(int64_t{1});
+    insert_before(node, "engine::check_pieces", {inputs.at(0), one, inputs.at(1)});
+  }
 }
 
 // Refuses what may harm the server, and puts in what ends it.
@@ -156,18 +291,10 @@ void guard(jit::Block& block) {
     if (name == "execute" && kind.ns().toUnqualString() == std::string("redis") && node->inputs().size() < 2) {
       throw CommandError("redis.execute needs at least one argument after the command's name");
     }
-    static const std::array divisions{"floordiv", "remainder", "fmod", "div", "divmod", "__derive_index", "__mod__"};
-    if (kind.is_aten() && takes_integers(*node) &&
-        std::find(divisions.begin(), divisions.end(), name) != divisions.end()) {
-      insert_before(*node, "engine::check_division", node->inputs());
-    }
-    if (jit::Value* count = repetition_of(*node)) {
-      insert_before(*node, "engine::check_repetition", {count});
-    }
+    if (kind.is_aten() || name == "tolist") guard_pieces(*node, name);
     for (jit::Block* inner : node->blocks()) guard(*inner);
     if (kind == c10::prim::Loop) {
-      jit::Block* body = node->blocks().at(0);
-      body->prependNode(node->owningGraph()->create(c10::Symbol::fromQualString("engine::take_turn"), 0));
+      node->blocks().at(0)->prependNode(new_check(*node, "engine::take_turn", {}));
     }
   }
 }
@@ -423,9 +550,11 @@ void prepare_torch() {
       operation("redis::asList(Any value) -> Any[]", redis_as_list),
       operation("redisAI::model_execute(str model_key, Tensor[] tensors, int num_outputs) -> Tensor[]", model_execute),
       operation("engine::take_turn() -> ()", take_turn),
-      operation("engine::check_division(int dividend, int divisor) -> ()", check_division),
-      operation("engine::check_repetition(int count) -> ()", check_repetition),
+      operation("engine::check_count(int count) -> ()", check_count),
+      operation("engine::check_numbers(Tensor tensor) -> ()", check_numbers),
+      operation("engine::check_pieces(Tensor tensor, int size, int dim) -> ()", check_pieces),
   });
+  watch_operators();
   // Graphs are run as they are written: no profiling runs, no fusion, the same kernels every time.
   jit::getProfilingMode() = false;
   jit::setPrintHandler([](const std::string& text) {

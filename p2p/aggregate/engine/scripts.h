@@ -46,6 +46,7 @@ struct Script {
   std::shared_ptr<torch::jit::CompilationUnit> compiled;  // null: `broken` says why
   std::string broken;
   Statistics statistics;
+  std::atomic<bool> is_stored = false;  // at a key; one that is not may still be running
 
   ~Script();
 

@@ -1,0 +1,58 @@
+"""A server of each kind for all tests of a session, and new ones for those that end theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.p2p.aggregate.stores import DEBIAN_REDIS, Store, Wire, binary_of
+
+KINDS = ("valkey", "redis")
+MEMORY_LIMIT = 1 << 30
+"""Bytes, which scripts that want all there is get before they are ended."""
+
+
+def binary_or_skip(kind: str) -> str:
+    binary = binary_of(kind)
+    if binary is None:
+        pytest.skip(f"there is no {DEBIAN_REDIS} here")
+    return binary
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Store]:
+    """A server that lives as long as the session."""
+    one = Store(binary_or_skip(request.param), tmp_path_factory.mktemp(request.param))
+    one.start("--enable-debug-command", "yes", engine=("MEMORY_LIMIT", str(MEMORY_LIMIT)))
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def wire(store: Store) -> Iterator[Wire]:
+    """A connection to an empty server, which has to be in step and alive afterwards."""
+    one = store.connect()
+    one("FLUSHALL")
+    yield one
+    one.close()
+
+
+@pytest.fixture(params=KINDS)
+def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], Store]]:
+    """Servers of this test's own, by name; not yet started."""
+    binary = binary_or_skip(request.param)
+    made: list[Store] = []
+
+    def make(name: str) -> Store:
+        folder = tmp_path / name
+        folder.mkdir()
+        made.append(Store(binary, folder))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
