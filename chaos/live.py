@@ -111,13 +111,30 @@ class LiveRun:
 
     def processes_of(self, slot: int) -> list[int]:
         """Those of a slot's functions, the oldest generation first: a member, and who succeeds."""
-        found: dict[int, int] = {}
+        found = [
+            (event["generation"], pid)
+            for event, pid in self._busy()
+            if event.get("slot") == slot and "generation" in event
+        ]
+        return [pid for _, pid in sorted(found)]
+
+    def workers_of(self, slot: int) -> dict[int, list[int]]:
+        """The processes of a slot's workers, by their numbers."""
+        found: dict[int, list[int]] = {}
+        for event, pid in self._busy():
+            if event.get("slot") == slot and "worker" in event:
+                found.setdefault(event["worker"], []).append(pid)
+        return found
+
+    def _busy(self) -> list[tuple[dict[str, Any], int]]:
+        """The event and the process of each function that is at work."""
         with contextlib.suppress(PlatformUnavailable):  # it is being started again
-            for sandbox in self._emulator().sandboxes():
-                event = sandbox["event"]
-                if sandbox["state"] == "busy" and event and event.get("slot") == slot:
-                    found[event["generation"]] = int(sandbox["pid"])
-        return [found[generation] for generation in sorted(found)]
+            return [
+                (sandbox["event"], int(sandbox["pid"]))
+                for sandbox in self._emulator().sandboxes()
+                if sandbox["state"] == "busy" and sandbox["event"]
+            ]
+        return []
 
     def _emulator(self) -> EmulatorClient:
         ready = self.folder.read(self.folder.supervisor)
@@ -262,6 +279,21 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class KillWorkers:
+    """SIGKILL for these workers of a slot."""
+
+    step: int
+    slot: int
+    workers: tuple[int, ...]
+
+    def strike(self, run: LiveRun) -> None:
+        found = run.workers_of(self.slot)
+        for pid in [pid for worker in self.workers for pid in found.get(worker, [])]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """SIGSTOP for a slot's function, and SIGCONT later, as on a machine that swaps."""
 
@@ -299,7 +331,7 @@ class KillPart:
 
     step: int
     names: tuple[str, ...]
-    """Of "launcher", "relay-0", "relay-1", …, "registry" and "emulator"."""
+    """Of "launcher", "relay-0", …, "store-0", …, "registry" and "emulator"."""
 
     def strike(self, run: LiveRun) -> None:
         for name in self.names:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Union
 
 from launcher.child import bound_command
-from launcher.registry_server import server_binary
+from launcher.database_server import server_binary
 from p2p.aggregate.engine.build import engine_path
 
 DEBIAN_REDIS = Path("/usr/bin/redis-server")
