@@ -7,7 +7,6 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Union
 
 import pytest
 
@@ -31,7 +30,7 @@ NO_TENSOR = Error("ERR tensor key is empty or in a different shard")
 NO_SCRIPT = Error("ERR script key is empty")
 NESTED = Error("ERR Cannot run RedisAI command within a transaction or a LUA script")
 
-Expected = Union[Reply, re.Pattern[str]]
+Expected = Reply | re.Pattern[str]
 """A pattern stands for an error whose whole text it matches."""
 
 
