@@ -13,11 +13,14 @@
 namespace engine {
 namespace {
 
-// What would act on the connection, which a script has none of, or on the server as a whole.
+// What would act on the connection, which a script has none of, or on the server as a whole. SCRIPT
+// and FUNCTION: a Valkey that forgets its Lua scripts away from its main thread waits for itself.
+// WAIT: Redis 7.0 blocks even a client that cannot be, and ends.
 constexpr std::array kRefused{
     "AI.SCRIPTEXECUTE", "AI.DAGEXECUTE", "AI.DAGEXECUTE_RO", "SHUTDOWN",  "DEBUG",
     "MONITOR",          "SUBSCRIBE",     "PSUBSCRIBE",       "SSUBSCRIBE", "SYNC",
     "PSYNC",            "MODULE",        "FAILOVER",         "REPLICAOF",  "SLAVEOF",
+    "SCRIPT",           "FUNCTION",      "WAIT",             "WAITAOF",
 };
 
 // Holds the server's lock, and a context to call it with.

@@ -238,9 +238,9 @@ bool is_private(const std::string& name) {
          std::find(compilers.begin(), compilers.end(), name) == compilers.end();
 }
 
-// Those that reach files, or take memory of a tensor's at their word.
+// Those that reach files, take memory of a tensor's at their word, or grow without a check (format).
 bool is_harmful(const std::string& name) {
-  static const std::array harmful{"from_file", "set_", "set_data", "save"};
+  static const std::array harmful{"from_file", "set_", "set_data", "save", "format"};
   static const std::array families{"fbgemm_", "mkldnn_", "quantize", "cudnn_", "miopen_", "fake_quantize", "quantized_", "q_"};
   if (std::find(harmful.begin(), harmful.end(), name) != harmful.end()) return true;
   return std::any_of(families.begin(), families.end(), [&](const char* family) {

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
 
 from launcher.child import bound_command
 from launcher.database_server import server_binary
@@ -43,9 +42,9 @@ class Double:
     text: str
 
 
-Reply = Union[Simple, Error, Double, bytes, int, None, list["Reply"]]
-Word = Union[str, bytes, int]
-Command = Union[str, Sequence[Word]]
+Reply = Simple | Error | Double | bytes | int | None | list["Reply"]
+Word = str | bytes | int
+Command = str | Sequence[Word]
 """Words, or one text of words with a blank between each."""
 
 

@@ -1,4 +1,4 @@
-"""What the engine stores outlives the server; and what runs in it harms neither it nor its users."""
+"""What the engine stores outlives the server; what runs in it harms neither it nor its users."""
 
 from __future__ import annotations
 

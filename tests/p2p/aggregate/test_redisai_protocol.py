@@ -7,7 +7,6 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Union
 
 import pytest
 
@@ -31,7 +30,7 @@ NO_TENSOR = Error("ERR tensor key is empty or in a different shard")
 NO_SCRIPT = Error("ERR script key is empty")
 NESTED = Error("ERR Cannot run RedisAI command within a transaction or a LUA script")
 
-Expected = Union[Reply, re.Pattern[str]]
+Expected = Reply | re.Pattern[str]
 """A pattern stands for an error whose whole text it matches."""
 
 
@@ -371,12 +370,7 @@ SCRIPTSTORE = [
             (["return ("], ".+"),
             (["return " + "(" * 5000 + "1" + ")" * 5000], ".+"),
             (["return " + "-" * 20000 + "1"], ".+"),
-            (["return torch.zeros([1 % 0])"], ".*integer division by zero.*"),
-            (["return torch.zeros([(-9223372036854775807 - 1) // -1])"], ".*integer overflow.*"),
-            (["return torch.zeros([divmod(-9223372036854775807 - 1, -1)[0]])"], ".*integer overflow.*"),
-            (["return len('a'.ljust(100000000000))"], ".*a width is too large.*"),
-            (["x0 = 'aaaaaaaa'", *(f"x{i + 1} = x{i} + x{i}" for i in range(40)), "return len(x40)"],
-             ".*too long.*"),
+            (["return len('{}'.format(args[0]))"], ".*format is not available in scripts"),
             (["return torch.from_file('/etc/passwd', False, 10)"], ".+"),
             (["return torch._standard_gamma(tensors[0])"], ".+"),
         )
@@ -662,6 +656,12 @@ def fails(*lines: str, text: str = ".*") -> Case:
 EXECUTE = "AI.SCRIPTEXECUTE s f INPUTS 1 a OUTPUTS 1 o"
 USED = "return torch.zeros([len(x)])"
 RUNNING = [
+    # of constants, which the compiler takes together
+    fails("return torch.zeros([1 % 0])", text="integer division by zero "),
+    fails("return torch.zeros([(-9223372036854775807 - 1) // -1])", text="integer overflow.*"),
+    fails("return torch.zeros([len('a'.ljust(100000000000))])", text="a width is too large "),
+    fails("x0 = 'aaaaaaaa'", *(f"x{i + 1} = x{i} + x{i}" for i in range(40)), "return len(x40)",
+          text=".*too long "),
     fails("return tensors[0] + torch.zeros([3])", text=r"The size of tensor a .* "),
     fails("assert False, 'my message'", "return tensors", text="AssertionError: my message "),
     fails("return tensors[5]"),
@@ -677,7 +677,6 @@ RUNNING = [
     fails("x = [[0] * 1000000 for i in range(1000000)]", USED, text=".*memory.*"),
     fails("x = '1'", "for i in range(60):", "    x = x + x", USED),
     fails("x = '1'", "for i in range(60):", "    x = '%s%s' % (x, x)", USED),
-    fails("x = '1'", "for i in range(60):", "    x = '{}{}'.format(x, x)", USED),
     fails("x = '1'", "for i in range(60):", "    x = x.join([x, x, x])", USED),
     fails("x = [1]", "for i in range(60):", "    x = x + x", USED),
     fails("x = [1]", "for i in range(60):", "    x.extend(x)", USED),
@@ -932,15 +931,15 @@ REFUSED_COMMANDS = (
     "AI.SCRIPTEXECUTE s f INPUTS 1 a", "ai.scriptexecute s f INPUTS 1 a",
     "AI.DAGEXECUTE LOAD 1 a |> AI.TENSORGET a", "AI.DAGEXECUTE_RO LOAD 1 a |> AI.TENSORGET a",
     "SHUTDOWN NOSAVE", "DEBUG SEGFAULT", "DEBUG SLEEP 1000", "MONITOR x", "SUBSCRIBE c", "PSUBSCRIBE c",
-    "SSUBSCRIBE c", "REPLICAOF NO ONE", "MODULE LIST", "SYNC x", "PSYNC ? -1", "FAILOVER ABORT",
+    "SSUBSCRIBE c", "REPLICAOF NO ONE", "MODULE LIST", "SYNC x", "PSYNC ? -1", "FAILOVER ABORT", "WAIT 5 0", "SCRIPT FLUSH", "FUNCTION FLUSH",
 )  # fmt: skip
 
 HARMLESS_COMMANDS = (
     "MULTI x", "EXEC x", "DISCARD x", "WATCH a", "UNWATCH x", "BLPOP none 0", "BLMOVE none o LEFT LEFT 0",
-    "XREAD BLOCK 0 STREAMS none $", "WAIT 5 0", "QUIT x", "RESET x", "AUTH x", "HELLO 3", "SELECT 5",
+    "XREAD BLOCK 0 STREAMS none $", "QUIT x", "RESET x", "AUTH x", "HELLO 3", "SELECT 5",
     "CLIENT REPLY OFF", "CLIENT TRACKING ON", "CLIENT ID", "CLIENT GETNAME", "CLIENT SETNAME x", "CLIENT NO-EVICT ON",
     "CLIENT INFO", "CLIENT UNPAUSE", "CONFIG GET maxmemory", "SLOWLOG GET", "ACL WHOAMI", "SUNSUBSCRIBE c", "OBJECT HELP",
-    "UNSUBSCRIBE c", "PUBLISH c x", "SCRIPT FLUSH", "FUNCTION FLUSH", "EVALSHA x 0", "FCALL x 0", "INFO ALL", "LOLWUT 5",
+    "UNSUBSCRIBE c", "PUBLISH c x", "EVALSHA x 0", "FCALL x 0", "INFO ALL", "LOLWUT 5",
     "COMMAND COUNT", "RESTORE o 0 junk", "DUMP s", "COPY s t", "MIGRATE h 1 k 0 1", "ASKING x", "READONLY x", "CLUSTER INFO",
     "AI.INFO s", "AI._SCRIPTSCAN", "AI.CONFIG WHAT", "AI.TENSORSET", "AI.SCRIPTDEL s", "DEL s", "FLUSHALL", "FLUSHDB", "SWAPDB 0 1",
     "SORT list ALPHA", "LATENCY RESET", "MEMORY DOCTOR", "MEMORY USAGE a", "BGREWRITEAOF x", "LASTSAVE x", "ROLE x", "TIME x",
