@@ -78,6 +78,11 @@ def inspect(request: JobRequest) -> dict[str, Any]:
         state = TrainingState(task)
         built = _own_time()
         algorithm = GradientAveraging(task, state, plan)
+        if request.aggregate == "database":
+            from p2p.aggregate.parts import Built
+            from p2p.aggregate.stored_optimizer import StoredOptimizer
+
+            StoredOptimizer(Built(task, state, algorithm))
         algorithm.rehearse(lambda: None)
     first_s, step_s = _time_of_a_step(algorithm), _time_of_a_step(algorithm)
     found = Findings(

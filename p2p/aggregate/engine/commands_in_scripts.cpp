@@ -6,6 +6,10 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <exception>
+#include <functional>
+#include <future>
+#include <memory>
 #include <stdexcept>
 
 #include "arguments.h"
@@ -23,24 +27,47 @@ constexpr std::array kRefused{
     "SCRIPT",           "FUNCTION",      "WAIT",             "WAITAOF",
 };
 
-// Holds the server's lock, and a context to call it with.
-class Locked {
+// A context that belongs to no client. Whoever has one holds the server's lock.
+class Detached {
  public:
-  explicit Locked(int database) : context_(server::GetThreadSafeContext(nullptr)) {
-    server::ThreadSafeContextLock(context_);
+  explicit Detached(int database) : context_(server::GetThreadSafeContext(nullptr)) {
     server::SelectDb(context_, database);
   }
-  ~Locked() {
-    server::ThreadSafeContextUnlock(context_);
-    server::FreeThreadSafeContext(context_);
-  }
-  Locked(const Locked&) = delete;
-  Locked& operator=(const Locked&) = delete;
-  server::Context* context() const { return context_; }
+  ~Detached() { server::FreeThreadSafeContext(context_); }
+  Detached(const Detached&) = delete;
+  Detached& operator=(const Detached&) = delete;
+  server::Context* get() const { return context_; }
 
  private:
   server::Context* context_;
 };
+
+// Runs it where commands expect to run, and waits for it. With its lock alone, on another thread, a
+// server may wait for itself: Valkey 9 does when it forgets Lua scripts, as it does after many EVALs.
+// Before version 7 there is only the lock.
+void on_main_thread(const std::function<void()>& body) {
+  if (server::EventLoopAddOneShot == nullptr) {
+    server::Context* context = server::GetThreadSafeContext(nullptr);
+    server::ThreadSafeContextLock(context);
+    body();
+    server::ThreadSafeContextUnlock(context);
+    server::FreeThreadSafeContext(context);
+    return;
+  }
+  struct Visit {
+    const std::function<void()>& body;
+    std::promise<void> over;
+  };
+  Visit visit{body, {}};
+  server::EventLoopAddOneShot(
+      [](void* argument) {
+        auto* visit = static_cast<Visit*>(argument);
+        visit->body();
+        visit->over.set_value();
+      },
+      &visit);
+  visit.over.get_future().wait();
+}
 
 void check_permission(server::Context* context, const std::string& user, Words& words) {
   if (user.empty()) return;
@@ -94,24 +121,33 @@ c10::IValue Commands::execute(const std::vector<std::string>& words) {
           " cannot be called from within a script");
     }
   }
-  const Locked locked(database_);
-  Words strings(locked.context(), words);
-  check_permission(locked.context(), user_, strings);
+  c10::IValue value;
+  std::exception_ptr failed;
+  on_main_thread([&] {
+    try {
+      value = call(words);
+    } catch (...) {
+      failed = std::current_exception();
+    }
+  });
+  if (failed) std::rethrow_exception(failed);
+  return value;
+}
+
+c10::IValue Commands::call(const std::vector<std::string>& words) const {
+  const Detached context(database_);
+  Words strings(context.get(), words);
+  check_permission(context.get(), user_, strings);
   errno = 0;
-  server::Reply* reply = server::Call(
-      locked.context(), words.front().c_str(), "!v", strings.all() + 1, strings.count() - 1);
+  const std::unique_ptr<server::Reply, void (*)(server::Reply*)> reply(
+      server::Call(
+          context.get(), words.front().c_str(), "!v", strings.all() + 1, strings.count() - 1),
+      [](server::Reply* given) { server::FreeCallReply(given); });
   if (reply == nullptr) {
     throw std::runtime_error(
         "Redis command returned an error: " + std::string(std::strerror(errno)));
   }
-  try {
-    c10::IValue value = value_of(reply);
-    server::FreeCallReply(reply);
-    return value;
-  } catch (...) {
-    server::FreeCallReply(reply);
-    throw;
-  }
+  return value_of(reply.get());
 }
 
 }  // namespace engine

@@ -19,6 +19,8 @@ class Commands {
   c10::IValue execute(const std::vector<std::string>& words);
 
  private:
+  c10::IValue call(const std::vector<std::string>& words) const;
+
   std::string user_;
   int database_;
 };

@@ -146,6 +146,7 @@ struct TypeMethods {
   USED(int, InfoAddFieldCString, (Info*, const char* field, const char* value))                    \
   USED(int, InfoAddFieldULongLong, (Info*, const char* field, unsigned long long value))           \
   OPTIONAL(void*, TryAlloc, (size_t))                                                              \
+  OPTIONAL(int, EventLoopAddOneShot, (void (*)(void*), void*))                                     \
   OPTIONAL(int, GetDbIdFromIO, (Stream*))                                                          \
   OPTIONAL(Command*, GetCommand, (Context*, const char*))                                          \
   OPTIONAL(int, AddACLCategory, (Context*, const char*))                                           \
