@@ -7,11 +7,12 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .PHONY: test demo acceptance
 
-# Style, types, and every test that is not a long campaign.
+# Style, types, the store's engine (made once), and every test that is not a long campaign.
 test: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
+	python -m p2p.aggregate.engine.build
 	pytest -n 2 --dist loadfile -m 'not acceptance'
 
 # Trains digits on functions that live for 15 s, kills one, and compares with an undisturbed run.
@@ -20,7 +21,9 @@ demo: $(INSTALLED)
 
 # Long matrices of faults on real processes, and a campaign of random schedules in the simulator.
 acceptance: $(INSTALLED)
-	pytest -m acceptance
+	python -m p2p.aggregate.engine.build
+	pytest -n 2 --dist load -m acceptance --ignore tests/benchmarks
+	pytest -m acceptance tests/benchmarks
 	python -m chaos simulate --seeds 5000
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -2,6 +2,10 @@
 
 What was compiled is kept in a folder of the user's cache, under a name drawn from the sources, the
 compiler and torch, so that it is never older than any of them.
+
+    python -m p2p.aggregate.engine.build
+
+makes it now and prints where it is.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +28,7 @@ from fault.errors import EngineUnavailable
 
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden")
+SCRATCH = "compiling-"
 LIBRARIES = ("-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10")
 
 
@@ -38,6 +44,8 @@ def engine_path(say: Callable[[str], None] = lambda line: None) -> Path:
     if module.exists():
         return module
     with only_one(folder / "compiling.lock"):
+        for left in folder.glob(f"{SCRATCH}*"):  # of one that was killed
+            shutil.rmtree(left, ignore_errors=True)
         if not module.exists():
             say("compiling the store's engine, which is done once for each torch")
             compile_into(module, compiler)
@@ -105,7 +113,7 @@ def torch_flags() -> list[str]:
 
 def compile_into(module: Path, compiler: str) -> None:
     """Compiles all sources, as many at once as there are processors, and links them."""
-    with tempfile.TemporaryDirectory(dir=module.parent, prefix="compiling-") as scratch:
+    with tempfile.TemporaryDirectory(dir=module.parent, prefix=SCRATCH) as scratch:
         sources = sorted(SOURCES.glob("*.cpp"), key=lambda each: -each.stat().st_size)
         objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
         commands = [
@@ -140,3 +148,11 @@ def only_one(lock: Path) -> Iterator[None]:
     with lock.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+if __name__ == "__main__":
+    try:
+        print(engine_path(lambda line: print(line, file=sys.stderr, flush=True)))
+    except EngineUnavailable as error:
+        print(f"p2p.aggregate.engine.build: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
