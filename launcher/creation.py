@@ -33,6 +33,7 @@ from launcher.preflight import Findings
 from launcher.preload import imports_of
 from launcher.processes import FUNCTION, START_SECONDS
 from p2p.aggregate.engine.build import engine_path
+from p2p.aggregate.storing import check_store
 from p2p.spec import RunSpec
 
 
@@ -47,6 +48,8 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
     if _stores(options):
         # here, where it can be said that it takes a while; the supervisor finds it made
         engine_path(lambda line: print(line, file=sys.stderr, flush=True))
+    if options.store:
+        check_store(options.store)
     if options.registry:
         _check_registry(options.registry, run, options.timing)
     folder = home.create(run)

@@ -23,15 +23,15 @@ from p2p.aggregate.places import Place, Team
 from p2p.aggregate.stored_optimizer import StoredOptimizer
 from p2p.aggregate.stored_state import StoredState
 from p2p.aggregate.storing import ensure_stored, execution
-from p2p.aggregate.team import TeamLead
+from p2p.aggregate.team import PlaceLost, TeamLead
 from p2p.spec import RunSpec
 
 Vector = npt.NDArray[np.float32]
 Progress = Callable[[], None]
 T = TypeVar("T")
 RETRY_S = 0.2
-LOST_KEY = "tensor key is empty"
-"""The store's words when something it had is gone: it was restarted in between."""
+PASSING = ("tensor key is empty", "script key is empty", "LOADING")
+"""The store's words when something it had is gone, or is being read: it was restarted."""
 
 
 class DatabaseAveraging:
@@ -98,11 +98,13 @@ class DatabaseAveraging:
             on_progress()
             try:
                 return attempt()
+            except PlaceLost:
+                pass  # it is published again
             except StoreUnavailable as error:
                 if not said:
                     self._warn(f"waiting for the store: {error}")
                 said = True
                 time.sleep(RETRY_S)
             except StoreError as error:
-                if LOST_KEY not in str(error) and not str(error).startswith("LOADING"):
+                if not any(words in str(error) for words in PASSING):
                     raise

@@ -136,11 +136,11 @@ class BulkConnection:
             return receive()
         except OSError as error:
             self.close()
-            raise StoreUnavailable(
-                f"the store at {self._shown()} does not answer: {error}"
-            ) from None
+            raise StoreUnavailable(f"the store at {self.where} does not answer: {error}") from None
 
-    def _shown(self) -> str:
+    @property
+    def where(self) -> str:
+        """The address, without the password."""
         return self.url.rpartition("@")[2]
 
     # ---------------------------------------------------------------- sending
@@ -177,9 +177,7 @@ class BulkConnection:
             reply = self._read()
             if isinstance(reply, StoreError):
                 self.close()
-                raise StoreUnavailable(
-                    f"the store at {self._shown()} refuses the password: {reply}"
-                )
+                raise StoreUnavailable(f"the store at {self.where} refuses the password: {reply}")
         return connection
 
     # ---------------------------------------------------------------- receiving

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 
-from p2p.aggregate.bulk import BulkConnection
+from fault.errors import StoreUnavailable
+from p2p.aggregate.bulk import BulkConnection, StoreError
 from p2p.aggregate.scripts import source
 
 
@@ -18,6 +19,20 @@ def ensure_stored(store: BulkConnection, name: str) -> str:
             "AI.SCRIPTSTORE", key, "CPU", "TAG", "mayfly", "ENTRY_POINTS", 1, name, "SOURCE", text
         )
     return key
+
+
+def check_store(url: str) -> None:
+    """Raises StoreUnavailable for a store that does not answer or cannot run scripts."""
+    with BulkConnection(url, timeout_s=5.0) as store:
+        try:
+            known = store.execute("COMMAND", "INFO", "AI.SCRIPTEXECUTE")
+        except StoreError as error:
+            raise StoreUnavailable(f"the store at {store.where}: {error}") from None
+        if known == [None] or not known:
+            raise StoreUnavailable(
+                f"the store at {store.where} has none of RedisAI's commands: load RedisAI there, "
+                "or start a store with 'p2p-launch store'"
+            )
 
 
 def execution(

@@ -22,6 +22,10 @@ ALONE_S = 20.0
 """Without any worker for so long, the peer computes a part itself."""
 
 
+class PlaceLost(Exception):
+    """The store has lost the state that workers were to start from: it was restarted empty."""
+
+
 class TeamLead:
     """Hands out the parts of a step and waits for them. Raises StoreUnavailable and StoreError.
 
@@ -60,7 +64,7 @@ class TeamLead:
     def compute(self, place: Place, step: int, parts: range, on_progress: Progress) -> None:
         """Returns when each part's contribution is in the place.
 
-        Raises TaskRaised when the job raised in a worker.
+        Raises TaskRaised when the job raised in a worker, and PlaceLost.
         """
         missing = self._without_result(place, parts)
         lost_before: set[int] = set()
@@ -81,6 +85,8 @@ class TeamLead:
             self._notice(there, on_progress)
             missing = self._without_result(place, missing)
             lost = missing - self._in_hands(there, place, step)
+            if lost and not self._store.execute("EXISTS", place.ready):
+                raise PlaceLost
             # between queue and word it is in nobody's hands for a moment, but not for two glances
             self._hand_out(place, step, lost & lost_before)
             lost_before = lost - lost_before
