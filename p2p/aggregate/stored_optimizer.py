@@ -70,6 +70,8 @@ class StoredOptimizer:
             for option in kind.refused:
                 if group.get(option):
                     raise InvalidTask(f"the optimizer's {option}=True has no script for a store")
+        # what torch's schedulers look at to find out that an optimizer was never used
+        setattr(self._optimizer, "_opt_called", True)  # noqa: B010
         self._kind = kind
         self.script = kind.script
         groups = {
@@ -139,14 +141,17 @@ class StoredOptimizer:
     def arguments(self, marks: Vector) -> list[str]:
         """The script's, for a step in which the marked parameters have a gradient."""
         ranges: list[list[str]] = []
+        before: list[str] | None = None
         for (parameter, start, stop, group), mark in zip(self._places, marks, strict=True):
             if mark <= 0 or group is None:
+                before = None
                 continue
             fields = self._fields(group, parameter)
-            if ranges and ranges[-1][2:] == fields:
+            if fields == before:
                 ranges[-1][1] = str(stop)  # with the gap between them, which is zero and stays so
             else:
                 ranges.append([str(start), str(stop), *fields])
+            before = fields
         return [str(len(ranges)), *[word for each in ranges for word in each]]
 
     def _fields(self, group: Mapping[str, Any], parameter: Tensor) -> list[str]:
