@@ -199,6 +199,8 @@ def _spec(
         function=FUNCTION,
         aggregate="database" if options.aggregate == "database" else "peers",
         workers=options.workers,
+        robust=options.robust,
+        sabotage=options.sabotage,
         stores=tuple(ready["stores"]),
         threads=options.threads,
         kills=options.kills,

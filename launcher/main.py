@@ -72,6 +72,12 @@ def run(
         int, typer.Option(help="Worker functions of each peer, with a database; default: 1.")
     ] = 0,
     stores: Annotated[str, typer.Option(help="shared, or per-peer.")] = "shared",
+    robust: Annotated[
+        str, typer.Option(metavar="RULE[:F]", help="Instead of the mean, with a database.")
+    ] = "",
+    sabotage: Annotated[
+        list[int] | None, typer.Option(hidden=True, help="Shards with wrong gradients.")
+    ] = None,
     store: Annotated[str, typer.Option(help="redis://… to use instead of an own one.")] = "",
     start: Annotated[str, typer.Option(help="Of functions: cold, warm or snapshot.")] = "snapshot",
     listen: Annotated[
@@ -107,6 +113,8 @@ def run(
         workers,
         stores,
         store,
+        robust,
+        tuple(sabotage or []),
         start,
         listen,
         _timing(timing or [], patience),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fault.errors import InputError, TimeLimitTooShort
 from fault.records import Timing
+from p2p.aggregate.rules import Robust
 from p2p.spec import AGGREGATIONS, COLLECTIVES, SHARDS_LIMIT
 
 STARTS = ("cold", "warm", "snapshot")
@@ -50,6 +51,10 @@ class Options:
     """One store for all, or one for each peer."""
     store: str = ""
     """redis://… to use instead of the run's own."""
+    robust: str = ""
+    """A rule instead of the mean, with a database: see `p2p/aggregate/rules.py`."""
+    sabotage: tuple[int, ...] = ()
+    """Shards whose gradients are made wrong, to see what a rule does."""
     start: str = "snapshot"
     """How functions start when none is free: see `STARTS`."""
     listen: str = "127.0.0.1:0"
@@ -118,6 +123,16 @@ class Options:
         ):
             if not holds:
                 raise InputError(problem)
+        if self.robust:
+            if not database:
+                raise InputError("--robust is only for --aggregate database")
+            Robust.parse(self.robust).check(self.peers, "peers")
+        for shard in self.sabotage:
+            if not database or not self.robust or not 0 <= shard < self.shards:
+                raise InputError(
+                    f"--sabotage {shard}: the shards are 0 to {self.shards - 1}, "
+                    "and it is only for --robust"
+                )
         _check_timing(self.timing)
         check_address(self.listen)
         for slot, step in self.kills:

@@ -80,6 +80,10 @@ class RunSpec:
     """Where a peer's contribution is summed and the optimizer works: in the peer, or in a store."""
     workers: int = 0
     """Of each peer, when a store aggregates: so many parts a shard has."""
+    robust: str = ""
+    """The rule over workers and peers, as `p2p/aggregate/rules.py` reads it; empty for the mean."""
+    sabotage: tuple[int, ...] = ()
+    """Shards whose gradients are made wrong. For demonstrations."""
     stores: tuple[str, ...] = ()
     """URLs; slot s has number s modulo their number."""
     threads: int = 1
@@ -113,6 +117,7 @@ class RunSpec:
             values["settings"] = tuple([(name, value) for name, value in values["settings"]])
             values["relays"] = tuple(values["relays"])
             values["stores"] = tuple(values["stores"])
+            values["sabotage"] = tuple(values["sabotage"])
             values["kills"] = tuple([(slot, step) for slot, step in values["kills"]])
             values["timing"] = Timing(**values["timing"])
             return cls(**values)

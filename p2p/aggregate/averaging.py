@@ -20,6 +20,7 @@ from fault.errors import StoreUnavailable
 from p2p.aggregate.bulk import BulkConnection, StoreError
 from p2p.aggregate.parts import Built
 from p2p.aggregate.places import Place, Team
+from p2p.aggregate.robust import RobustExchange
 from p2p.aggregate.stored_optimizer import StoredOptimizer
 from p2p.aggregate.stored_state import StoredState
 from p2p.aggregate.storing import ensure_stored, execution
@@ -54,6 +55,7 @@ class DatabaseAveraging:
         self._warn = warn
         self._inner = built.algorithm
         self._state = StoredState(spec.run, built, StoredOptimizer(built), self._store)
+        self._exchange = RobustExchange(spec, slot, built, self._store) if spec.robust else None
         self.length = self._inner.length
         with suppress(StoreUnavailable):  # they are called once more when they are missed
             self._team.call_absent()
@@ -71,21 +73,42 @@ class DatabaseAveraging:
         """
         gradient, marks = self._inner.gradient_of(mean)
         rest = self._inner.rest_after(mean)
+
+        def put_gradient(key: str) -> None:
+            if self._exchange is None:
+                self._store.push(key, gradient)
+            else:
+                self._exchange.put_mean(key, lambda shard: self._total(shard, on_progress))
+
         self._until_it_works(
-            lambda: self._state.advance(gradient, marks, rest, on_progress), on_progress
+            lambda: self._state.advance(put_gradient, marks, rest, on_progress), on_progress
         )
         self._inner.end_step(mean)
+        if self._exchange is not None:
+            with suppress(StoreUnavailable):
+                self._exchange.forget_old()
 
     def _contribution(self, shard: int, on_progress: Progress) -> Vector:
+        key = self._total(shard, on_progress)
+        vector: Vector = self._store.pull(key)
+        if self._exchange is None:
+            self._store.execute("DEL", key)
+        return vector
+
+    def _total(self, shard: int, on_progress: Progress) -> str:
+        """Has the shard's parts computed and summed, by the rule if there is one; the sum's key."""
         place = self._state.place()
         parts = range(shard * self._workers, (shard + 1) * self._workers)
         self._team.compute(place, self._built.state.step, parts, on_progress)
-        script = ensure_stored(self._store, "total")
         inputs = [place.contribution(part) for part in parts]
-        self._store.execute(*execution(script, "total", inputs, [place.total(shard)]))
-        vector: Vector = self._store.pull(place.total(shard))
-        self._store.execute("DEL", place.total(shard), *inputs)
-        return vector
+        if self._exchange is not None:
+            key = self._exchange.sum_up(shard, inputs)
+        else:
+            key = place.total(shard)
+            script = ensure_stored(self._store, "total")
+            self._store.execute(*execution(script, "total", inputs, [key]))
+        self._store.execute("DEL", *inputs)
+        return key
 
     def _compute_here(self, place: Place, step: int, part: int) -> None:
         vector = self._inner.contribution_at(step, part, lambda: None)

@@ -67,13 +67,18 @@ class StoredState:
         self._store.execute("SET", place.ready, 1)
 
     def advance(
-        self, gradient: Vector, marks: Vector, rest: Bytes, on_progress: Callable[[], None]
+        self,
+        put_gradient: Callable[[str], None],
+        marks: Vector,
+        rest: Bytes,
+        on_progress: Callable[[], None],
     ) -> None:
         """The optimizer's step in the store, and then here: parameters, optimizer, all the rest.
 
-        `gradient` and `marks` are those of a mean, `rest` the other bytes of the model after this
-        step. Leaves the scheduler and the step's number to the caller. Until the store has done
-        all of it, nothing changes here, so it can be tried again after whatever was raised.
+        `put_gradient(key)` puts the mean gradient into the store, `marks` are those of the mean,
+        `rest` is the other bytes of the model after this step. Leaves the scheduler and the step's
+        number to the caller. Until the store has done all of it, nothing changes here, so it can
+        be tried again after whatever was raised.
         """
         state = self._built.state
         before = self.place()
@@ -83,7 +88,7 @@ class StoredState:
             if self._store.execute(
                 "SET", after.making, secrets.token_hex(4), "NX", "PX", MAKING_MS
             ):
-                self._make(before, after, gradient, marks, rest)
+                self._make(before, after, put_gradient, marks, rest)
             else:
                 time.sleep(GLANCE_S)
         self._store.pull(after.parameters, self._received)
@@ -97,11 +102,16 @@ class StoredState:
         self._leave(before)
 
     def _make(
-        self, before: Place, after: Place, gradient: Vector, marks: Vector, rest: Bytes
+        self,
+        before: Place,
+        after: Place,
+        put_gradient: Callable[[str], None],
+        marks: Vector,
+        rest: Bytes,
     ) -> None:
         optimizer = self._optimizer
         script = ensure_stored(self._store, optimizer.script)
-        self._store.push(after.mean, gradient)
+        put_gradient(after.mean)
         inputs = [before.parameters, after.mean]
         inputs += [before.optimizer(name) for name in optimizer.all_names()]
         outputs = [after.parameters]

@@ -9,10 +9,20 @@ from fault.errors import StoreUnavailable
 from p2p.aggregate.bulk import BulkConnection, StoreError
 from p2p.aggregate.scripts import source
 
+SIGNATURE = "tensors: List[Tensor], keys: List[str], args: List[str]"
 
-def ensure_stored(store: BulkConnection, name: str) -> str:
+
+def composed(name: str, rule: str = "") -> str:
+    """The text of a script, with those that it calls: of `rule`, by that name."""
+    if not rule:
+        return source(name)
+    call = f"def rule({SIGNATURE}):\n    return {rule}(tensors, keys, args)\n"
+    return "\n\n".join([source("total"), source(rule), call, source(name)])
+
+
+def ensure_stored(store: BulkConnection, name: str, rule: str = "") -> str:
     """The key of the script `name`, which is also its entry point; stores it if it is not there."""
-    text = source(name)
+    text = composed(name, rule)
     key = f"mayfly:{name}:{sha256(text.encode()).hexdigest()[:12]}"
     if not store.execute("EXISTS", key):
         store.execute(

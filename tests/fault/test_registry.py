@@ -144,7 +144,7 @@ def test_no_acknowledged_event_is_lost_in_the_middle_of_a_stream(
 def test_a_renewed_lease_outlives_the_server(own_server: RegistryServer) -> None:
     """Most renewals are not synced, yet a lease read back is short by half its life at most."""
     now = 1000.0
-    registry = Registry(own_server.socket, "run", TIMING, clock=lambda: now)
+    registry = Registry(own_server.socket, "run", TIMING, timeout_s=10.0, clock=lambda: now)
     registry.create("the spec", 1)
     peer = claimed(registry, 0)
     log = own_server.data / "appendonlydir"
