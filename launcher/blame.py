@@ -47,7 +47,7 @@ class Blame:
             for ended in emulator.ended(self._heard):
                 self._heard = ended["index"]
                 event, cause = ended["event"] or {}, ended["cause"]
-                if cause == "ok" or "slot" not in event:
+                if cause == "ok" or "generation" not in event:
                     continue
                 slot, generation = event["slot"], event["generation"]
                 out_of_memory = cause == "out of memory"
