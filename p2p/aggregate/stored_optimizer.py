@@ -74,19 +74,24 @@ class StoredOptimizer:
         setattr(self._optimizer, "_opt_called", True)  # noqa: B010
         self._kind = kind
         self.script = kind.script
+        self._entries = state.flat.trainable
+
+    @property
+    def _places(self) -> list[tuple[Tensor, int, int, dict[str, Any] | None]]:
+        """Each parameter with where it is in a vector, and its group, which a load replaces."""
         groups = {
             id(parameter): group
             for group in self._optimizer.param_groups
             for parameter in group["params"]
         }
-        self._places: list[tuple[Tensor, int, int, dict[str, Any] | None]] = [
+        return [
             (
                 entry.tensor,
                 entry.start // 4,
                 entry.start // 4 + entry.tensor.numel(),
                 groups.get(id(entry.tensor)),
             )
-            for entry in state.flat.trainable
+            for entry in self._entries
         ]
 
     # --- vectors ----------------------------------------------------------------------------
