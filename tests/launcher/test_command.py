@@ -91,7 +91,7 @@ def test_what_is_said_of_a_finished_run(
     assert "slot 1, generation 1, restored start" in told
     assert all(line.startswith("slot 1, ") for line in told)
     stopped = launch("stop", "finished", "--home", home)
-    assert stopped.returncode == InputError.exit_code and "not alive" in stopped.stderr
+    assert stopped.returncode == RunEnded.exit_code and "is over" in stopped.stderr
     for command in (("attach",), ("scale", "1"), ("resume",)):
         result = launch(command[0], "finished", *command[1:], "--home", home)
         assert result.returncode == RunEnded.exit_code, result.stderr

@@ -111,6 +111,8 @@ def test_a_store_that_goes_and_comes_back(tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailable):
             store.pull("x")
         killing.join()
+        while server.alive():  # the kernel is still at it
+            pass
         server.start()
         assert store.execute("PING") == "PONG"
         server.stop()
