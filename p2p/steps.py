@@ -285,6 +285,8 @@ class Steps:
         if now - self.heard_at > timing.unanswered_s / 2:
             # who hears nobody at all is cut off itself
             self._unanswered = dict.fromkeys(self._unanswered, now)
+            # nor does it hear how busy the others are
+            self._busy = {peer: (progress, now) for peer, (progress, _) in self._busy.items()}
         for peer, since in self._unanswered.items():
             if now - since > timing.unanswered_s:
                 self._accuse(peer, "unreachable", now)
