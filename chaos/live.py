@@ -280,15 +280,19 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class KillWorkers:
-    """SIGKILL for these workers of a slot."""
+    """SIGKILL for these workers of a slot, as soon as all of them are there."""
 
     step: int
     slot: int
     workers: tuple[int, ...]
 
     def strike(self, run: LiveRun) -> None:
-        found = run.workers_of(self.slot)
-        for pid in [pid for worker in self.workers for pid in found.get(worker, [])]:
+        until = time.monotonic() + 60.0
+        while not set(self.workers) <= set(found := run.workers_of(self.slot)):
+            if time.monotonic() > until:
+                raise TimeoutError(f"slot {self.slot} has the workers {sorted(found)} only")
+            time.sleep(GLANCE_S)
+        for pid in [pid for worker in self.workers for pid in found[worker]]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

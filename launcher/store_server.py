@@ -84,8 +84,9 @@ class StoreServer(DatabaseServer):
         log = folder / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         settings = {
-            **_memory_settings(),
             **_files(persist),
+            "maxmemory-policy": "noeviction",
+            "rdbcompression": "no",  # floats hardly shrink, and trying takes longer than writing
             "daemonize": "no",
             "logfile": quoted(log),
             "proto-max-bulk-len": str(LONGEST_ARGUMENT),
@@ -122,14 +123,6 @@ def read_password(file: Path) -> str:
     if not lines or not lines[0].strip():
         raise InputError(f"--password-file {file}: its first line is empty")
     return lines[0].strip()
-
-
-def _memory_settings() -> dict[str, str]:
-    return {
-        "maxmemory-policy": "noeviction",
-        "rdbcompression": "no",  # floats hardly shrink, and trying takes longer than writing
-        "lazyfree-lazy-user-del": "no",
-    }
 
 
 def _files(persist: Path | None) -> dict[str, str]:

@@ -179,7 +179,6 @@ class _Peer:
                 spec.store_of(slot),
                 slot,
                 worker,
-                self.invocation.folder,
             )
         )
 

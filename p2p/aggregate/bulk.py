@@ -3,8 +3,8 @@
 `redisai.Client`, which is for scripts and control, joins a command into one string before it sends
 it, and cuts a reply out of what it received; for a model's parameters, that takes longer than the
 wire. Here the array's own memory goes to the socket, and what comes is received into the array that
-the caller gets or gave. One connection, for one thread at a time; commands can be sent ahead of the
-replies (`Pipeline`), so that many pushes take one round trip.
+the caller gets or gave. One connection, for one thread at a time; `push_all` and `execute_all` send
+several commands ahead of the replies, so that they take one round trip.
 """
 
 from __future__ import annotations

@@ -134,9 +134,7 @@ class Team:
         return f"{self.run}:slot:{self.slot}:worker:{number}"
 
 
-def worker_payload(
-    run: str, registry: str, store: str, slot: int, worker: int, folder: str
-) -> dict[str, Any]:
+def worker_payload(run: str, registry: str, store: str, slot: int, worker: int) -> dict[str, Any]:
     """The event that starts a worker; the handler reads the same names."""
     return {
         "run": run,
@@ -144,5 +142,4 @@ def worker_payload(
         "store": store,
         "slot": slot,
         "worker": worker,
-        "folder": folder,
     }

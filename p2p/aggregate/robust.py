@@ -100,11 +100,9 @@ class RobustExchange:
             return
         for other in self._others:
             try:
-                self._store.push(key, other.pull(key))
-                return
-            except StoreUnavailable:
-                if other.where == self._store.where:
-                    raise
-            except StoreError:
-                pass  # it is in another one
+                vector = other.pull(key)
+            except (StoreUnavailable, StoreError):
+                continue  # it is in another one, or lost with this one
+            self._store.push(key, vector)
+            return
         recompute(shard)  # the store that had it was lost

@@ -7,7 +7,6 @@ next to need it there, and nothing has to be persisted.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 
@@ -85,9 +84,7 @@ class StoredState:
         after = Place.after(self._run, state.step, state.digest())
         while not self._store.execute("EXISTS", after.ready):
             on_progress()
-            if self._store.execute(
-                "SET", after.making, secrets.token_hex(4), "NX", "PX", MAKING_MS
-            ):
+            if self._store.execute("SET", after.making, 1, "NX", "PX", MAKING_MS):
                 self._make(before, after, put_gradient, marks, rest)
             else:
                 time.sleep(GLANCE_S)

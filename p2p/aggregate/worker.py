@@ -43,7 +43,6 @@ class WorkerInvocation:
     store: str
     slot: int
     worker: int
-    folder: str
     deadline: float = float("inf")
 
 

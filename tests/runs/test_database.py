@@ -25,7 +25,6 @@ SCENARIOS: dict[str, tuple[tuple[Fault, ...], tuple[str, ...]]] = {
     "the-store-twice": ((KillPart(60, ("store-0",)), KillPart(150, ("store-0",))), ()),
     "stores-per-peer": ((), ("--stores", "per-peer")),
     "one-of-two-stores": ((KillPart(60, ("store-1",)),), ("--stores", "per-peer")),
-    "time-limits": ((), ("--time-limit", "20")),
     "everything": ((KillEverything(120),), ()),
 }
 IN_EVERY_TEST_RUN = {"a-worker", "the-store"}
@@ -54,3 +53,14 @@ def test_the_weights_are_those_of_a_run_without_faults(
     assert result.weights == reference.weights
     assert result.summary["steps"] == STEPS
     assert result.summary["metrics"]["accuracy"] >= 0.95
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(900)
+def test_time_limits_change_nothing(run: Play) -> None:
+    """Leads hand over and workers are replaced, again and again; the weights are the same."""
+    work = Workload(JOB, 1500, "ring", shards=2)
+    calm = run(work, "database-calm", options=DATABASE)
+    short = run(work, "database-time-limits", options=(*DATABASE, "--time-limit", "15"))
+    assert calm.summary["handovers"] == 0 and short.summary["handovers"] >= 2
+    assert short.weights == calm.weights
