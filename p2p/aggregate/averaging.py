@@ -61,7 +61,7 @@ class DatabaseAveraging:
             self._team.call_absent()
 
     def contribution(self, shard: int, on_progress: Progress) -> Vector:
-        """The sum over the shard's parts, in order. Raises TaskRaised when the job raised in one."""
+        """The sum over the shard's parts, in order. Raises TaskRaised when the job did in one."""
         return self._until_it_works(lambda: self._contribution(shard, on_progress), on_progress)
 
     def loss(self, mean: Vector) -> float:

@@ -58,8 +58,6 @@ constexpr int kMustNotBlock = 1 << 21;
 
 constexpr int kOptionHandlesIoErrors = 1 << 0;
 
-constexpr long kLengthLater = -1;
-
 enum ReplyKind {
   kReplyString = 0,
   kReplyError = 1,
@@ -94,7 +92,6 @@ struct TypeMethods {
   USED(int, ReplyWithSimpleString, (Context*, const char*))                                        \
   USED(int, ReplyWithStringBuffer, (Context*, const char*, size_t))                                \
   USED(int, ReplyWithArray, (Context*, long))                                                      \
-  USED(void, ReplySetArrayLength, (Context*, long))                                                \
   USED(int, ReplyWithNull, (Context*))                                                             \
   USED(const char*, StringPtrLen, (const String*, size_t*))                                        \
   USED(String*, CreateString, (Context*, const char*, size_t))                                     \
