@@ -42,18 +42,19 @@ class Detached {
   server::Context* context_;
 };
 
-// Runs it where commands expect to run, and waits for it. With its lock alone, on another thread, a
-// server may wait for itself: Valkey 9 does when it forgets Lua scripts, as it does after many EVALs.
-// Before version 7 there is only the lock.
+// Since this version a command called in an event of the server's loop is passed on to replicas and
+// to the log at once. Redis 7.0 leaves it for later, and then ends over what is left.
+constexpr int kEventsPassOn = 0x00070200;
+
+void under_lock(const std::function<void()>& body) {
+  server::Context* context = server::GetThreadSafeContext(nullptr);
+  server::ThreadSafeContextLock(context);
+  body();
+  server::ThreadSafeContextUnlock(context);
+  server::FreeThreadSafeContext(context);
+}
+
 void on_main_thread(const std::function<void()>& body) {
-  if (server::EventLoopAddOneShot == nullptr) {
-    server::Context* context = server::GetThreadSafeContext(nullptr);
-    server::ThreadSafeContextLock(context);
-    body();
-    server::ThreadSafeContextUnlock(context);
-    server::FreeThreadSafeContext(context);
-    return;
-  }
   struct Visit {
     const std::function<void()>& body;
     std::promise<void> over;
@@ -67,6 +68,17 @@ void on_main_thread(const std::function<void()>& body) {
       },
       &visit);
   visit.over.get_future().wait();
+}
+
+// Runs it as the server's only activity, and waits for it. On another thread than its main one, a
+// newer server may wait for itself: Valkey 9 does when it forgets Lua scripts, as it does after many
+// EVALs. An older one must be asked on another thread.
+void alone(const std::function<void()>& body) {
+  if (server::EventLoopAddOneShot != nullptr && server::GetServerVersion() >= kEventsPassOn) {
+    on_main_thread(body);
+  } else {
+    under_lock(body);
+  }
 }
 
 void check_permission(server::Context* context, const std::string& user, Words& words) {
@@ -123,7 +135,7 @@ c10::IValue Commands::execute(const std::vector<std::string>& words) {
   }
   c10::IValue value;
   std::exception_ptr failed;
-  on_main_thread([&] {
+  alone([&] {
     try {
       value = call(words);
     } catch (...) {

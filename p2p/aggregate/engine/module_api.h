@@ -142,6 +142,7 @@ struct TypeMethods {
   USED(int, InfoAddSection, (Info*, const char*))                                                  \
   USED(int, InfoAddFieldCString, (Info*, const char* field, const char* value))                    \
   USED(int, InfoAddFieldULongLong, (Info*, const char* field, unsigned long long value))           \
+  USED(int, GetServerVersion, ())                                                                  \
   OPTIONAL(void*, TryAlloc, (size_t))                                                              \
   OPTIONAL(int, EventLoopAddOneShot, (void (*)(void*), void*))                                     \
   OPTIONAL(int, GetDbIdFromIO, (Stream*))                                                          \

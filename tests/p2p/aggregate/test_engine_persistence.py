@@ -102,16 +102,26 @@ def test_a_log_brings_all_back(new_store: NewStore, preamble: str) -> None:
     assert wire(RUN) == OK
 
 
-def test_a_replica_gets_what_was_stored(new_store: NewStore) -> None:
-    """A replica has what was there before it and what came after, but runs nothing itself."""
+def start_master(new_store: NewStore, *options: str) -> tuple[Store, int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    master = new_store("master").start("--port", str(port), "--bind", "127.0.0.1")
-    wire = master.connect()
-    assert wire("AI.TENSORSET before INT8 1 VALUES 5") == OK
+        port: int = free.getsockname()[1]
+    listening = ["--port", str(port), "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"]
+    return new_store("master").start(*listening, *options), port
+
+
+def follow(new_store: NewStore, port: int) -> Wire:
     follower = new_store("replica").start().connect()
     assert follower(f"REPLICAOF 127.0.0.1 {port}") == OK
     awaited(follower, "INFO replication", lambda reply: field("master_link_status")(reply) == "up")
+    return follower
+
+
+def test_a_replica_gets_what_was_stored(new_store: NewStore) -> None:
+    """A replica has what was there before it and what came after, but runs nothing itself."""
+    master, port = start_master(new_store)
+    wire = master.connect()
+    assert wire("AI.TENSORSET before INT8 1 VALUES 5") == OK
+    follower = follow(new_store, port)
     shown = fill(wire)
     counter = storing("counter", function("return torch.rand([4]), torch.rand([4])"))
     assert wire(counter) == OK
@@ -130,6 +140,35 @@ def test_a_replica_gets_what_was_stored(new_store: NewStore) -> None:
     refused = follower(RUN)
     assert isinstance(refused, Error) and refused.text.startswith("READONLY")
     follower("REPLICAOF NO ONE")
+
+
+def test_commands_of_scripts_are_passed_on_among_many(new_store: NewStore) -> None:
+    """Scripts that write, in several connections at once, beside plain writes: all of it arrives."""
+    options = ["--appendonly", "yes", "--appendfsync", "always"]
+    master, port = start_master(new_store, *options)
+    wires = [master.connect() for _ in range(4)]
+    follower = follow(new_store, port)
+    counting = ["for i in range(50):", "    redis.execute('INCR', keys)", "return tensors"]
+    assert wires[0](storing("counting", function(*counting))) == OK
+    for _ in range(10):
+        for index, wire in enumerate(wires):
+            wire.send(f"AI.SCRIPTEXECUTE counting f KEYS 1 k{index % 2}")
+            wire.send(f"INCR k{index % 2}")
+        for wire in wires:
+            assert wire.receive() == OK and isinstance(wire.receive(), int)
+    assert wires[0]("WAIT 1 10000") == 1
+    assert [follower(f"GET k{index}") for index in range(2)] == [b"1020"] * 2
+    master.kill()
+    wire = master.start(*options).connect()
+    assert [wire(f"GET k{index}") for index in range(2)] == [b"1020"] * 2
+
+
+def test_a_server_forgets_lua_scripts_that_scripts_ran(wire: Wire) -> None:
+    """More EVALs within one execution than a server keeps compiled, which makes it drop some."""
+    lines = ["for i in range(1500):", "    redis.execute('EVAL', ['return ' + str(i), '0'])"]
+    assert wire(storing("evals", function(*lines, "return tensors"))) == OK
+    assert wire("AI.SCRIPTEXECUTE evals f INPUTS 0") == OK
+    assert wire("PING") == Simple("PONG")
 
 
 def test_memory_of_tensors_is_the_servers(wire: Wire) -> None:
