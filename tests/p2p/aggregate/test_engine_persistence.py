@@ -143,7 +143,7 @@ def test_a_replica_gets_what_was_stored(new_store: NewStore) -> None:
 
 
 def test_commands_of_scripts_are_passed_on_among_many(new_store: NewStore) -> None:
-    """Scripts that write, in several connections at once, beside plain writes: all of it arrives."""
+    """Scripts that write, in several connections, beside plain writes: all of it arrives."""
     options = ["--appendonly", "yes", "--appendfsync", "always"]
     master, port = start_master(new_store, *options)
     wires = [master.connect() for _ in range(4)]
