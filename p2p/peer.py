@@ -222,8 +222,9 @@ class _Peer:
         cause = self._exit.cause if self._exit is not None else ""
         reason = self._exit.reason if self._exit is not None else "?"
         last = self.core.contact(time.monotonic()) if self.core is not None and cause else None
-        self._registrar.close(cause, FAREWELL_SECONDS, last)
-        computer.close()
+        self._registrar.leave(cause, FAREWELL_SECONDS, last)
+        computer.close()  # which may have had a state evaluated at the last moment
+        self._registrar.close(FAREWELL_SECONDS)
         self._left.set()
         driver.join()
         os.close(self._wake_reader)
@@ -262,8 +263,9 @@ class _Peer:
             "trace": getattr(error, "trace", ""),
         }
         self._registrar.event("boot_failed", self.me, fields)
-        self._registrar.close("", FAREWELL_SECONDS)
+        self._registrar.leave("", FAREWELL_SECONDS)
         self._computer.close()
+        self._registrar.close(FAREWELL_SECONDS)
         return {"peer": self.me, "reason": str(error)}
 
     # --- the core's thread ------------------------------------------------------------------

@@ -118,8 +118,8 @@ class Registrar:
     def stepped(self, step: int, loss: float) -> None:
         self.journal.add(step, time.time() + self.clock_ahead_s, loss)
 
-    def close(self, cause: str, seconds: float, last: Contact | None = None) -> None:
-        """Says goodbye, trying for a while, and ends the threads.
+    def leave(self, cause: str, seconds: float, last: Contact | None = None) -> None:
+        """Says goodbye, trying for a while. After that, invocations are all that is still done.
 
         `last` says what this peer was at when it ended of `cause`: the word of the last beat may
         be of an earlier step, and the registry keeps count of what peers end of.
@@ -129,6 +129,9 @@ class Registrar:
         self._departure = (cause, time.monotonic() + seconds)
         self._wake.set()
         self._thread.join(seconds + 5.0)
+
+    def close(self, seconds: float) -> None:
+        """Hands what was invoked to the platform, and ends the threads."""
         self._invocations.put(None)
         self._inviter.join(seconds)
         self._registry.close()

@@ -1,0 +1,45 @@
+"""The thread that speaks with the registry, to its end: what was asked last is done as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fault.records import Timing, peer_name
+from fault.registry import Registry
+from launcher.registry_server import RegistryServer
+from p2p.registrar import Registrar
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    server = RegistryServer(tmp_path_factory.mktemp("run"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_what_is_invoked_after_the_goodbye_is_still_handed_over(server: RegistryServer) -> None:
+    """A peer that leaves may have a state evaluated at the last moment: that is not lost."""
+    me = peer_name(0, 1, "nonce")
+    invoked: list[dict[str, Any]] = []
+    registrar = Registrar(
+        me,
+        Registry(server.socket, "r", Timing()),
+        "",
+        Timing(),
+        lambda call: None,
+        lambda slot, generation, token, predecessor: {},
+        invoked.append,
+    )
+    registrar.start()
+    registrar.leave("", 3.0)
+    registrar.invoke({"step": 7})
+    registrar.close(3.0)
+    assert invoked == [{"step": 7}]
+    registry = Registry(server.socket, "r", Timing())
+    told = [(event.kind, event.fields["peer"]) for event in registry.read_events()]
+    registry.close()
+    assert told == [("left", me)]
