@@ -14,7 +14,7 @@ import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from p2p.job import user_trace
 from p2p.seeding import configure_determinism
 from p2p.spec import RunSpec, job_digest
 from p2p.state import digest_of
+
+if TYPE_CHECKING:
+    from p2p.aggregate.averaging import DatabaseAveraging
 
 Call = Callable[[Core, float], None]
 
@@ -68,6 +71,7 @@ class Computer:
         )
         self._written: tuple[int, tuple[int, ...]] = (-1, ())
         self._sender = StateSender(self._storage, peer) if spec.evaluate_every else None
+        self._database: DatabaseAveraging | None = None
 
     def build(self) -> str:
         """Loads the task and computes the probe that tells whether this process fits the run.
@@ -86,9 +90,10 @@ class Computer:
         if spec.aggregate == "database":
             from p2p.aggregate.averaging import DatabaseAveraging
 
-            self.algorithm = DatabaseAveraging(
+            self._database = DatabaseAveraging(
                 spec, slot_of(self.me), built, self.peer.call_worker, self.peer.warn
             )
+            self.algorithm = self._database
         # what was built lives to the end; collecting it again and again would cost every step
         gc.collect()
         gc.freeze()
@@ -175,17 +180,21 @@ class Computer:
         self.peer.stepped(step, loss)
 
     def _take_image(self, job: object) -> None:
-        step, digest, image = self.state.step, self.state.digest(), self.state.image()
+        step, digest = self.state.step, self.state.digest()
+        outline = self._database.outline() if self._database is not None else None
+        image = memoryview(outline) if outline is not None else self.state.image()
         self.peer.post(lambda core, now: core.on_image(step, digest, image, now))
 
     def _load_state(self, job: object) -> None:
         assert isinstance(job, LoadState)
-        if digest_of(job.image) != job.digest:
-            self.peer.warn(f"the state of step {job.step} that was sent is damaged; asking again")
+        image = self._database.whole(job.image) if self._database is not None else job.image
+        if digest_of(image) != job.digest:
+            lack = "damaged" if image else "no longer in the store"
+            self.peer.warn(f"the state of step {job.step} that was sent is {lack}; asking again")
             self.peer.post(lambda core, now: core.on_load_failed())
             return
         # from here on, what goes wrong ends this peer: its state may be half replaced
-        self.state.load(job.image)
+        self.state.load(image)
         self._post_loaded()
 
     def _load_checkpoint(self, job: object) -> None:

@@ -50,11 +50,11 @@ class TrainingState:
                 for e in self.flat.entries
             ]
         )
-        self._parts()
+        self.pieces()
 
     def image(self) -> memoryview:
         """A copy of the state as bytes, as `p2p/image.py` describes them; read-only."""
-        parts = [np.frombuffer(part, dtype=np.uint8) for part in self._parts()]
+        parts = [np.frombuffer(part, dtype=np.uint8) for part in self.pieces()]
         # NumPy asks for huge pages, without which most of the time would go into page faults
         image = np.empty(sum(map(len, parts)), dtype=np.uint8)
         np.concatenate(parts, out=image)
@@ -63,7 +63,7 @@ class TrainingState:
     def digest(self) -> str:
         """xxh3_128 of the image, 32 hexadecimal digits, without making the image."""
         hashed = xxh3_128()
-        for part in self._parts():
+        for part in self.pieces():
             hashed.update(part)
         return hashed.hexdigest()
 
@@ -127,8 +127,8 @@ class TrainingState:
                 "evaluate(model) returned something other than a mapping of names to numbers"
             ) from None
 
-    def _parts(self) -> list[Part]:
-        """The image in pieces, tensors as views of their memory."""
+    def pieces(self) -> list[Part]:
+        """The image in pieces, which are views: its head, the model's memory, other tensors."""
         memory = self.flat.memory
         writer = TreeWriter(range(memory.ctypes.data, memory.ctypes.data + max(1, len(memory))))
         owner = "optimizer"

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fault.errors import StoreUnavailable
 from p2p.aggregate.bulk import BulkConnection, StoreError
+from p2p.aggregate.outline import Outline
 from p2p.aggregate.parts import Built
 from p2p.aggregate.places import Place, Team
 from p2p.aggregate.robust import RobustExchange
@@ -46,6 +47,8 @@ class DatabaseAveraging:
         call_worker: Callable[[int], None],
         warn: Callable[[str], None],
     ) -> None:
+        self._spec = spec
+        self._slot = slot
         self._built = built
         self._workers = spec.workers
         self._store = BulkConnection(spec.store_of(slot))
@@ -87,6 +90,25 @@ class DatabaseAveraging:
         if self._exchange is not None:
             with suppress(StoreUnavailable):
                 self._exchange.forget_old()
+
+    def outline(self) -> bytes | None:
+        """The state, to be sent to another peer: where the store has it. None without a store."""
+        try:
+            return self._state.outline(self._slot)
+        except (StoreUnavailable, StoreError) as error:
+            self._warn(f"a state is sent without the store: {error}")
+            return None
+
+    def whole(self, sent: bytearray) -> bytearray:
+        """The image of the state that was sent, as an outline or whole; nothing if it is gone."""
+        outline = Outline.from_bytes(sent)
+        if outline is None:
+            return sent
+        try:
+            with BulkConnection(self._spec.store_of(outline.slot)) as theirs:
+                return self._state.whole(outline, theirs)
+        except (StoreUnavailable, StoreError):
+            return bytearray()
 
     def _contribution(self, shard: int, on_progress: Progress) -> Vector:
         key = self._total(shard, on_progress)

@@ -53,6 +53,11 @@ class Place:
         """There for a while when somebody has begun to make it."""
         return f"{self.name}:making"
 
+    @property
+    def held(self) -> str:
+        """There for a while when somebody was told to take the state from here."""
+        return f"{self.name}:held"
+
     def optimizer(self, vector: str) -> str:
         return f"{self.name}:optimizer:{vector}"
 

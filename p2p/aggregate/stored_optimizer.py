@@ -114,6 +114,20 @@ class StoredOptimizer:
                     _view(torch.from_numpy(vector), parameter, start).copy_(value)
         return found
 
+    def memories(self) -> list[tuple[str, int, Vector]]:
+        """The optimizer's tensors that lie in memory as they do in a vector.
+
+        Of each, the vector's name, the number of the first element there, and a flat view.
+        """
+        found: list[tuple[str, int, Vector]] = []
+        for parameter, start, stop, _ in self._places:
+            for name in self.all_names():
+                value = self._optimizer.state.get(parameter, {}).get(name)
+                if isinstance(value, Tensor) and value.stride() == parameter.stride():
+                    flat: Vector = value.as_strided((stop - start,), (1,)).numpy()
+                    found.append((name, start, flat))
+        return found
+
     def take_over(self, vectors: Mapping[str, Vector], marks: Vector) -> None:
         """The state after a step in which the marked parameters had a gradient."""
         for (parameter, start, _, group), mark in zip(self._places, marks, strict=True):

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from p2p.aggregate.bulk import BulkConnection
+from p2p.aggregate.bulk import BulkConnection, StoreError
+from p2p.aggregate.outline import Memory, Outline, cut
 from p2p.aggregate.parts import Built, Bytes
 from p2p.aggregate.places import Place
 from p2p.aggregate.stored_optimizer import StoredOptimizer
@@ -25,6 +26,8 @@ MAKING_MS = 5000
 GLANCE_S = 0.002
 KEPT_PLACES = 2
 """This step's and the one before, for those who are still at it."""
+HELD_MS = 3000
+"""How long a place is kept at least for those who were told to take the state from there."""
 
 
 class StoredState:
@@ -120,12 +123,39 @@ class StoredState:
             self._store.push(after.rest, rest)
         self._store.execute_all([("SET", after.ready, 1), ("DEL", after.mean, after.making)])
 
+    def outline(self, slot: int) -> bytes:
+        """What another process needs to take this state from the store of `slot`, which is ours."""
+        place, state = self.place(), self._built.state
+        self._store.execute("SET", place.held, 1, "PX", HELD_MS)
+        parameters, rest = self._built.memory()
+        stored = [Memory.of(parameters, place.parameters), Memory.of(rest, place.rest)]
+        stored += [
+            Memory.of(tensor, place.optimizer(name), 4 * start)
+            for name, start, tensor in self._optimizer.memories()
+        ]
+        return Outline(state.step, slot, place.name, cut(state.pieces(), stored)).to_bytes()
+
+    def whole(self, outline: Outline, elsewhere: BulkConnection) -> bytearray:
+        """The image of the state that another process told of: from this store, or that one's."""
+        try:
+            image = outline.image(self._store.pull)
+        except StoreError:
+            image = outline.image(elsewhere.pull)
+        self._made = outline.step, Place(outline.place)
+        return image
+
     def _leave(self, place: Place) -> None:
         self._left.append(place)
-        while len(self._left) >= KEPT_PLACES:
-            self._remove(self._left.pop(0))
+        old = self._left[: 1 - KEPT_PLACES]
+        held = self._store.execute_all([("EXISTS", each.held) for each in old])
+        for each, is_held in zip(old, held, strict=True):
+            if not is_held:
+                self._remove(each)
+                self._left.remove(each)
 
     def _remove(self, place: Place) -> None:
-        keys = [place.parameters, place.rest, place.mean, place.ready]
+        keys = [place.ready, place.parameters, place.rest, place.mean]
         keys += [place.optimizer(name) for name in self._optimizer.all_names()]
+        # a part that two workers computed may have come once more after it was summed
+        keys += [place.contribution(part) for part in range(self._built.algorithm.plan.shards)]
         self._store.execute("DEL", *keys)

@@ -29,7 +29,8 @@ IDLE_S = 0.5
 IDLE_LIMIT_S = 20.0
 """Without a task for so long, it looks whether there still is a run."""
 EXPIRING_S = 8.0
-"""Before its deadline it asks for a successor: time for a cold start."""
+"""So long before its deadline it asks for a successor: time for a cold start. A third of a life,
+where that is less."""
 LAST_MOMENT_S = 1.5
 RETRY_S = 0.2
 
@@ -117,6 +118,9 @@ class _Worker:
         self._team = Team(spec.run, invocation.slot)
         self._nonce = secrets.token_hex(8)
         self._place = ""
+        self._expiring_at = invocation.deadline - min(
+            EXPIRING_S, (invocation.deadline - time.monotonic()) / 3
+        )
         self._said_expiring = False
 
     def live(self) -> str:
@@ -155,7 +159,7 @@ class _Worker:
             if now > self.invocation.deadline - LAST_MOMENT_S:
                 return "its time is over"
             try:
-                if now > self.invocation.deadline - EXPIRING_S and not self._said_expiring:
+                if now > self._expiring_at and not self._said_expiring:
                     self._tell(store, Result(expiring=self.invocation.worker))
                     self._said_expiring = True
                 found = store.execute("BLPOP", self._team.tasks, str(IDLE_S))
@@ -193,6 +197,9 @@ class _Worker:
         finally:
             self._voice.at("")
         store.push(place.contribution(task.part), vector)
+        if not store.execute("EXISTS", place.ready):  # the step is over, and nobody removes this
+            store.execute("DEL", place.contribution(task.part))
+            return
         self._tell(store, Result(task.place, task.part))
 
     def _go_to(self, store: BulkConnection, place: Place) -> bool:
