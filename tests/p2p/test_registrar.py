@@ -24,6 +24,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 def test_what_is_invoked_after_the_goodbye_is_still_handed_over(server: RegistryServer) -> None:
     """A peer that leaves may have a state evaluated at the last moment: that is not lost."""
     me = peer_name(0, 1, "nonce")
+    registry = Registry(server.socket, "r", Timing())
+    assert registry.create("the spec", 1)
+    assert registry.grant(0, 1, "token", "launcher") and registry.claim(0, 1, "token", me)
     invoked: list[dict[str, Any]] = []
     registrar = Registrar(
         me,
@@ -39,7 +42,6 @@ def test_what_is_invoked_after_the_goodbye_is_still_handed_over(server: Registry
     registrar.invoke({"step": 7})
     registrar.close(3.0)
     assert invoked == [{"step": 7}]
-    registry = Registry(server.socket, "r", Timing())
-    told = [(event.kind, event.fields["peer"]) for event in registry.read_events()]
+    kinds = [event.kind for event in registry.read_events()]
     registry.close()
-    assert told == [("left", me)]
+    assert kinds.count("left") == 1
