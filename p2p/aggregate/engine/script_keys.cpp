@@ -31,6 +31,14 @@ std::shared_ptr<Script> stored(const std::weak_ptr<Script>& known) {
   return script != nullptr && script->is_stored ? script : nullptr;
 }
 
+// Drops the entries of scripts that went with their keys, once these may be the most.
+void forget_some() {
+  static size_t limit = 64;
+  if (known_scripts().size() < limit) return;
+  std::erase_if(known_scripts(), [](const auto& each) { return stored(each.second) == nullptr; });
+  limit = 2 * known_scripts().size() + 64;
+}
+
 void save_text(server::Stream* stream, const std::string& text) {
   server::SaveStringBuffer(stream, text.data(), text.size());
 }
@@ -128,6 +136,7 @@ std::shared_ptr<Script> get_script(server::Context* context, server::String* nam
 void set_script(server::Context* context, server::String* name, std::shared_ptr<Script> script) {
   const OpenKey key = open_key(context, name, server::kRead | server::kWrite);
   value_at(key.get());
+  forget_some();
   known_scripts()[known_name(context, name)] = script;
   server::ModuleTypeSetValue(key.get(), script_type, new_value(std::move(script)));
 }

@@ -74,11 +74,22 @@ class Wire:
         self._socket.close()
 
     def send(self, command: Command) -> None:
-        self._socket.sendall(packed(command))
+        self.send_bytes(packed(command))
+
+    def send_bytes(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def end(self) -> None:
+        """Says that nothing more is going to be sent."""
+        self._socket.shutdown(socket.SHUT_WR)
 
     def __call__(self, command: Command) -> Reply:
         self.send(command)
         return self.receive()
+
+    def has_more(self) -> bool:
+        """Waits for more to come; False when the other side has closed."""
+        return bool(self._file.peek(1))
 
     def receive_line(self) -> bytes:
         """The first line of a reply as it is; the rest is read and forgotten."""
@@ -144,6 +155,14 @@ class Store:
                 ready.set()
         self._process.wait()
         ready.set()
+
+    def resident_bytes(self) -> int:
+        """The memory that the server has, as the kernel says."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found is not None
+        return 1024 * int(found[1])
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
