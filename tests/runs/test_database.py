@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from chaos.live import Fault, Kill, KillEverything, KillPart, KillWorkers, Result, Workload
+from chaos.live import (
+    Fault,
+    Kill,
+    KillEverything,
+    KillPart,
+    KillWorkers,
+    LiveRun,
+    Result,
+    Workload,
+)
+from fault.errors import StoreUnavailable
+from p2p.aggregate.storing import check_store
+from tests.p2p.aggregate.conftest import binary_or_skip
+from tests.p2p.aggregate.stores import Store
 
 JOB = Path(__file__).parents[2] / "examples" / "digits.py"
 STEPS = 240
@@ -64,3 +84,153 @@ def test_time_limits_change_nothing(run: Play) -> None:
     short = run(work, "database-time-limits", options=(*DATABASE, "--time-limit", "15"))
     assert calm.summary["handovers"] == 0 and short.summary["handovers"] >= 2
     assert short.weights == calm.weights
+
+
+# --- a store of one's own ---------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+class OwnStore:
+    """`p2p-launch store`, as a user starts it on another machine."""
+
+    def __init__(self, home: Path, *options: str) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self._command = ["p2p-launch", "store", "--listen", self.address, "--home", str(home)]
+        self._command += options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, url: str) -> None:
+        self._process = subprocess.Popen(
+            self._command, start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with suppress(StoreUnavailable):
+                return check_store(url)
+            time.sleep(0.1)
+        raise TimeoutError(f"no store at {self.address}")
+
+    def kill(self) -> None:
+        """The command and its server, at the same moment."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+@contextmanager
+def own_store(home: Path, url: str, *options: str) -> Iterator[tuple[OwnStore, str]]:
+    store = OwnStore(home, *options)
+    url = url.format(store.address)
+    store.start(url)
+    try:
+        yield store, url
+    finally:
+        store.kill()
+
+
+@dataclass(frozen=True)
+class Restart:
+    """SIGKILL to a store of one's own, which is started again a moment later."""
+
+    step: int
+    store: OwnStore
+    url: str
+
+    def strike(self, run: LiveRun) -> None:
+        self.store.kill()
+        time.sleep(0.5)
+        self.store.start(self.url)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("persists", [True, False], ids=["persisted", "empty"])
+def test_a_store_of_ones_own_may_die(
+    persists: bool, run: Play, reference: Result, tmp_path: Path
+) -> None:
+    """Killed in the middle of steps, and back with what it had written, or with nothing."""
+    password = tmp_path / "password"
+    password.write_text("secret word\n")
+    options = ["--password-file", str(password)]
+    options += ["--persist", str(tmp_path / "data")] if persists else []
+    with own_store(tmp_path, "redis://:secret%20word@{}", *options) as (store, url):
+        faults = (Restart(60, store, url), Restart(150, store, url))
+        name = f"database-own-{'persisted' if persists else 'empty'}"
+        result = run(WORK, name, *faults, options=(*DATABASE, "--store", url))
+    assert result.weights == reference.weights
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+def test_a_store_on_debians_redis_works_alike(run: Play, reference: Result, tmp_path: Path) -> None:
+    """The same bits from another server with the engine."""
+    port = free_port()
+    store = Store(binary_or_skip("redis"), tmp_path)
+    store.start("--port", str(port), "--bind", "127.0.0.1")
+    try:
+        url = f"redis://127.0.0.1:{port}"
+        result = run(WORK, "database-debian", options=(*DATABASE, "--store", url))
+    finally:
+        store.stop()
+    assert result.weights == reference.weights
+
+
+# --- without workers --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NoWorkers:
+    """For so long no worker of a slot lives longer than a moment; its lead gets on all the same."""
+
+    step: int
+    slot: int
+    seconds: float
+    reached: list[int]
+
+    def strike(self, run: LiveRun) -> None:
+        until = time.monotonic() + self.seconds
+        while time.monotonic() < until:
+            for pid in [pid for pids in run.workers_of(self.slot).values() for pid in pids]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        self.reached.append(run.wait_for_step(0))
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+def test_a_lead_without_workers_computes_alone(run: Play, reference: Result) -> None:
+    """Nothing but its workers is missing, so the run is slow, and goes on."""
+    reached: list[int] = []
+    fault = NoWorkers(60, 0, 40.0, reached)
+    result = run(WORK, "database-no-workers", fault, options=DATABASE)
+    assert reached and reached[0] >= 65
+    assert result.weights == reference.weights
+
+
+# --- robust rules -----------------------------------------------------------------------------
+
+ROBUST = (
+    *("--peers", "3", "--workers", "3", "--aggregate", "database", "--robust", "trimmed_mean"),
+    *("--sabotage", "1"),
+)
+THREE = Workload(JOB, 120, "ring", shards=3)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(900)
+def test_a_robust_rule_is_as_exact(run: Play) -> None:
+    """Over workers and peers, one of which sends wrong gradients, whatever dies wherever it is."""
+    calm = run(THREE, "robust-reference", options=ROBUST)
+    assert calm.summary["metrics"]["accuracy"] >= 0.9
+    faults: tuple[Fault, ...] = (Kill(30, (0,)), KillWorkers(60, 2, (0, 1)))
+    shared = run(THREE, "robust-shared", *faults, KillPart(90, ("store-0",)), options=ROBUST)
+    per_peer = (*ROBUST, "--stores", "per-peer")
+    apart = run(THREE, "robust-apart", *faults, KillPart(90, ("store-1",)), options=per_peer)
+    assert shared.weights == calm.weights
+    assert apart.weights == calm.weights
