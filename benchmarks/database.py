@@ -14,6 +14,9 @@ read from the store, by three ways, in turns:
 DenseNet-121 and ResNet-18. `--shaped` repeats it behind a link of 600 Mbit/s, which a network
 namespace and `tc` make of the loopback; that needs root, and is left out with a message without.
 
+`persistence` is what a store that writes a log costs: the time in which K gradients of
+MobileNetV3-small's size are pushed and the step is made, with and without.
+
 `bulk` compares the rates at which a tensor of 47 MB is pushed: by the bulk path, by the plain
 client, and by a bare socket that SETs the same bytes.
 """
@@ -74,6 +77,11 @@ class Step:
         reply = self.store.execute(*words, "|>", *mean, "|>", *step)
         if reply != ["OK", "OK"]:
             raise RuntimeError(f"the step failed: {reply!r}")
+
+    def with_pushes(self, gradient: Any) -> None:
+        for key in self.gradients:
+            self.store.push(key, gradient)
+        self.inside()
 
     def outside(self) -> None:
         keys = [*self.gradients, "parameters", "momentum"]
@@ -138,6 +146,26 @@ def compare_steps(url: str, client: Any, tries: int) -> dict[str, Any]:
     return found
 
 
+def compare_persistence(urls: dict[str, str], tries: int) -> dict[str, Any]:
+    """Seconds of a step with its pushes, in a store that forgets and in one that writes a log."""
+    length = MODELS["MobileNetV3-small"]
+    gradient = np.random.default_rng(0).standard_normal(length, np.float32)
+    steps = {name: Step(url, length) for name, url in urls.items()}
+    times: dict[str, list[float]] = {name: [] for name in urls}
+    for number in range(tries + 1):
+        for name, step in steps.items():
+            took = seconds(partial(step.with_pushes, gradient))
+            if number:
+                times[name].append(took)
+    for step in steps.values():
+        step.close()
+    middle = {name: median(each) for name, each in times.items()}
+    return {
+        **{f"{name}_s": round(took, 4) for name, took in middle.items()},
+        "times": round(middle["log"] / middle["memory"], 2),
+    }
+
+
 def compare_bulk(host: str, port: int, client: Any, tries: int) -> dict[str, Any]:
     """GB/s of a push, and what they are of each other."""
     array = np.random.default_rng(0).standard_normal(BULK_BYTES // 4, np.float32)
@@ -200,6 +228,14 @@ def main() -> int:
             client = redisai.Client(port=PORT)
             found["loopback"] = compare_steps(server.url, client, options.tries)
             found["bulk"] = compare_bulk("127.0.0.1", PORT, client, options.tries)
+            logging = Endpoint("127.0.0.1", PORT + 1)
+            log = StoreServer(Path(folder), "log", logging, persist=Path(folder, "data"), say=say)
+            log.start()
+            try:
+                urls = {"memory": server.url, "log": log.url}
+                found["persistence"] = compare_persistence(urls, options.tries)
+            finally:
+                log.stop()
         finally:
             server.stop()
         reason = why_not() if options.shaped_tries else "it was not asked for"
@@ -222,7 +258,7 @@ def shaped(link: Shaped, folder: Path, tries: int) -> dict[str, Any]:
     server = StoreServer(folder, "far", endpoint, password="shaped", inside=link.namespace)
     server.start()
     try:
-        client = redisai.Client(link.far_host, PORT, password="shaped")
+        client = redisai.Client(host=link.far_host, port=PORT, password="shaped")
         url = f"redis://:shaped@{link.far_host}:{PORT}"
         return {"megabit_per_s": MEGABIT, **compare_steps(url, client, tries)}
     finally:
@@ -235,7 +271,8 @@ def show(found: dict[str, Any]) -> None:
         if "skipped" not in found[where]:
             rows = [[model, *[found[where][model][c] for c in columns]] for model in MODELS]
             table((where, *columns), rows)
-    table(tuple(found["bulk"]), [tuple(found["bulk"].values())])
+    for what in ("persistence", "bulk"):
+        table(tuple(found[what]), [tuple(found[what].values())])
 
 
 if __name__ == "__main__":
