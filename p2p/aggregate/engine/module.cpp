@@ -19,6 +19,7 @@
 #include "jobs.h"
 #include "memory.h"
 #include "module_api.h"
+#include "operators.h"
 #include "plans.h"
 #include "script_keys.h"
 #include "scripts.h"
@@ -404,7 +405,7 @@ extern "C" __attribute__((visibility("default"))) int RedisModule_OnLoad(
     const Settings settings = read_settings(Arguments(words, count));
     memory::install(
         {static_cast<size_t>(settings.memory_limit), static_cast<size_t>(settings.kept_bytes)});
-    prepare_torch();
+    operators::prepare();
     at::set_num_threads(1);
     keys::register_tensor_type(context);
     keys::register_script_type(context);

@@ -58,6 +58,19 @@ constexpr int kMustNotBlock = 1 << 21;
 
 constexpr int kOptionHandlesIoErrors = 1 << 0;
 
+// What happens to the server, and what its subscribers are told of a flush.
+struct Event {
+  uint64_t id;
+  uint64_t version;
+};
+struct Flushed {
+  uint64_t version;
+  int32_t is_synchronous;
+  int32_t database;  // -1: all
+};
+constexpr Event kFlush{2, 1};
+using EventFunction = void (*)(Context*, Event, uint64_t part, void* told);
+
 enum ReplyKind {
   kReplyString = 0,
   kReplyError = 1,
@@ -142,6 +155,7 @@ struct TypeMethods {
   USED(int, InfoAddSection, (Info*, const char*))                                                  \
   USED(int, InfoAddFieldCString, (Info*, const char* field, const char* value))                    \
   USED(int, InfoAddFieldULongLong, (Info*, const char* field, unsigned long long value))           \
+  USED(int, SubscribeToServerEvent, (Context*, Event, EventFunction))                              \
   USED(int, GetServerVersion, ())                                                                  \
   OPTIONAL(void*, TryAlloc, (size_t))                                                              \
   OPTIONAL(int, EventLoopAddOneShot, (void (*)(void*), void*))                                     \

@@ -39,6 +39,14 @@ void forget_some() {
   limit = 2 * known_scripts().size() + 64;
 }
 
+// At once, though the keys may be released later, by another thread.
+void on_flush(server::Context*, server::Event, uint64_t, void* told) {
+  const int database = static_cast<server::Flushed*>(told)->database;
+  std::erase_if(known_scripts(), [&](const auto& each) {
+    return database < 0 || each.first.first == database;
+  });
+}
+
 void save_text(server::Stream* stream, const std::string& text) {
   server::SaveStringBuffer(stream, text.data(), text.size());
 }
@@ -124,6 +132,7 @@ void register_script_type(server::Context* context) {
   static server::TypeMethods methods{
       .load = load, .save = save, .rewrite = rewrite, .memory = memory, .release = release};
   script_type = server::CreateDataType(context, "AI_SCRIPT", kEncoding, &methods);
+  server::SubscribeToServerEvent(context, server::kFlush, on_flush);
 }
 
 std::shared_ptr<Script> get_script(server::Context* context, server::String* name) {

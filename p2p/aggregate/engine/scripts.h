@@ -67,7 +67,4 @@ void compile_or_break(Script& script);
 // What an error says, without the C++ calls that led to it.
 std::string text_of_error(const std::exception& error);
 
-// Once, when the module is loaded.
-void prepare_torch();
-
 }  // namespace engine
