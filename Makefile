@@ -13,7 +13,7 @@ test: $(INSTALLED)
 	ruff format --check .
 	mypy
 	python -m p2p.aggregate.engine.build
-	pytest -n 2 --dist loadfile -m 'not acceptance'
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not acceptance'
 
 # Trains digits on functions that live for 15 s, kills one, and compares with an undisturbed run.
 demo: $(INSTALLED)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+RUNS = "tests/runs/"
+
 
 @pytest.fixture(autouse=True)
 def own_import_path() -> Iterator[None]:
@@ -14,3 +16,8 @@ def own_import_path() -> Iterator[None]:
     before = list(sys.path)
     yield
     sys.path[:] = before
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs of real processes first: at the end, one worker alone would be left with them."""
+    items.sort(key=lambda item: not item.nodeid.startswith(RUNS))

@@ -53,7 +53,7 @@ class DatabaseAveraging:
         self._workers = spec.workers
         self._store = BulkConnection(spec.store_of(slot))
         self._team = TeamLead(
-            Team(spec.run, slot), spec.workers, self._store, call_worker, self._compute_here
+            Team(spec.run, slot), spec.workers, self._store, call_worker, self._compute_here, warn
         )
         self._warn = warn
         self._inner = built.algorithm

@@ -39,12 +39,15 @@ class TeamLead:
         store: BulkConnection,
         call: Callable[[int], None],
         compute_here: Callable[[Place, int, int], None],
+        warn: Callable[[str], None],
     ) -> None:
         self._team = team
         self._workers = workers
         self._store = store
         self._call = call
         self._compute_here = compute_here
+        self._warn = warn
+        self._alone = False
         self._called_at = [-float("inf")] * workers
         self._progress: dict[str, int] = {}
         self._seen_at = time.monotonic()
@@ -54,7 +57,7 @@ class TeamLead:
         there = self._present()
         now = time.monotonic()
         if there:
-            self._seen_at = now
+            self._seen_at, self._alone = now, False
         for worker in range(self._workers):
             if worker not in there and now - self._called_at[worker] > CALL_AGAIN_S:
                 self._called_at[worker] = now
@@ -91,6 +94,9 @@ class TeamLead:
             self._hand_out(place, step, lost & lost_before)
             lost_before = lost - lost_before
             if missing and time.monotonic() - self._seen_at > ALONE_S:
+                if not self._alone:
+                    self._alone = True
+                    self._warn(f"no worker for {ALONE_S:.0f} s (see their logs): computing alone")
                 self._compute_here(place, step, min(missing))
 
     def _hand_out(self, place: Place, step: int, parts: Collection[int]) -> None:

@@ -26,8 +26,7 @@ from chaos.live import (
 )
 from fault.errors import StoreUnavailable
 from p2p.aggregate.storing import check_store
-from tests.p2p.aggregate.conftest import binary_or_skip
-from tests.p2p.aggregate.stores import Store
+from tests.p2p.aggregate.conftest import server_or_skip
 
 JOB = Path(__file__).parents[2] / "examples" / "digits.py"
 STEPS = 240
@@ -170,7 +169,7 @@ def test_a_store_of_ones_own_may_die(
 def test_a_store_on_debians_redis_works_alike(run: Play, reference: Result, tmp_path: Path) -> None:
     """The same bits from another server with the engine."""
     port = free_port()
-    store = Store(binary_or_skip("redis"), tmp_path)
+    store = server_or_skip("redis", tmp_path)
     store.start("--port", str(port), "--bind", "127.0.0.1")
     try:
         url = f"redis://127.0.0.1:{port}"
@@ -199,6 +198,8 @@ class NoWorkers:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
+        warnings = [e.fields["text"] for e in run.folder.read_events() if e.kind == "warning"]
+        assert any("computing alone" in text for text in warnings), warnings
         self.reached.append(run.wait_for_step(0))
 
 

@@ -212,6 +212,8 @@ void reply_with_blob(server::Context* context, const StoredTensor& tensor) {
 const char* name_of(Type type) { return facts_of(type).name; }
 
 std::string_view StoredTensor::bytes() const {
+  // No memory is no address; Redis 6.2 reads from the address of nothing all the same.
+  if (data.nbytes() == 0) return "";
   return {static_cast<const char*>(data.const_data_ptr()), data.nbytes()};
 }
 

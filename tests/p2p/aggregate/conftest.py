@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.p2p.aggregate.stores import DEBIAN_REDIS, Store, Wire, binary_of
+from tests.p2p.aggregate.stores import DEBIAN_REDIS, OLDEST, Store, Wire, binary_of
 
-KINDS = ("valkey", "redis")
+KINDS = ("valkey", "redis", pytest.param(OLDEST, marks=pytest.mark.acceptance))
 MEMORY_LIMIT = 1 << 30
 """Bytes, which scripts that want all there is get before they are ended."""
 
 
-def binary_or_skip(kind: str) -> str:
+def server_or_skip(kind: str, folder: Path) -> Store:
+    """Not yet started."""
     binary = binary_of(kind)
     if binary is None:
         pytest.skip(f"there is no {DEBIAN_REDIS} here")
-    return binary
+    return Store(binary, folder, is_old=kind == OLDEST)
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -26,8 +27,10 @@ def store(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Store]:
     """A server that lives as long as the session."""
-    one = Store(binary_or_skip(request.param), tmp_path_factory.mktemp(request.param))
-    one.start("--enable-debug-command", "yes", engine=("MEMORY_LIMIT", str(MEMORY_LIMIT)))
+    one = server_or_skip(request.param, tmp_path_factory.mktemp(request.param))
+    # which older servers allow without being asked
+    debug = [] if one.is_old else ["--enable-debug-command", "yes"]
+    one.start(*debug, engine=("MEMORY_LIMIT", str(MEMORY_LIMIT)))
     yield one
     one.stop()
 
@@ -44,13 +47,12 @@ def wire(store: Store) -> Iterator[Wire]:
 @pytest.fixture(params=KINDS)
 def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], Store]]:
     """Servers of this test's own, by name; not yet started."""
-    binary = binary_or_skip(request.param)
     made: list[Store] = []
 
     def make(name: str) -> Store:
         folder = tmp_path / name
         folder.mkdir()
-        made.append(Store(binary, folder))
+        made.append(server_or_skip(request.param, folder))
         return made[-1]
 
     yield make

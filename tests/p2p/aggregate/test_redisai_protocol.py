@@ -21,6 +21,7 @@ from tests.p2p.aggregate.stores import (
     Word,
     function,
     storing,
+    words_of,
 )
 
 OK = Simple("OK")
@@ -68,6 +69,10 @@ def agrees(reply: Reply, expected: Expected) -> bool:
 
 
 def check(wire: Wire, command: Command, expected: Expected) -> None:
+    if wire.is_old and isinstance(expected, Error) and " arguments for 'ai." in expected.text:
+        # before version 7 a server repeats the command's name as it was typed
+        name = words_of(command)[0].decode()
+        expected = Error(re.sub("'ai.*'", f"'{name}'", expected.text))
     reply = wire(command)
     assert agrees(reply, expected), f"{command!r} is answered {reply!r}, not {expected!r}"
 
@@ -1043,7 +1048,8 @@ def test_the_server_knows_flags_and_keys(wire: Wire, command: str) -> None:
     assert isinstance(told, list) and isinstance(told[0], list)
     assert told[0][:2] == [command.encode(), -1] and told[0][3:6] == keys
     assert isinstance(told[0][2], list)
-    assert {each.text for each in told[0][2] if isinstance(each, Simple)} == {*flags, "module"}
+    module = () if wire.is_old else ("module",)
+    assert {each.text for each in told[0][2] if isinstance(each, Simple)} == {*flags, *module}
 
 
 def test_the_backend_is_in_info(wire: Wire) -> None:
