@@ -49,3 +49,24 @@ def test_goodput() -> None:
     found = figures("benchmarks.goodput", "--rounds", "1", "--seconds", "10")
     for name in ("handovers", "kills", "torchrun_kills"):
         assert found[f"{name}_share"] > 0
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+def test_database() -> None:
+    """Steps inside and outside of a store, near and behind a slow link, and what a log costs."""
+    found = figures("benchmarks.database", "--tries", "1", "--shaped-tries", "1")
+    assert 0 < found["loopback"]["ResNet-18"]["less"] < 1
+    assert found["persistence"]["times"] > 0 and found["bulk"]["of_client"] > 0
+    if "skipped" not in found["shaped"]:
+        behind = [each["less"] for each in found["shaped"].values() if isinstance(each, dict)]
+        assert len(behind) == 3 and min(behind) > 0.5
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+def test_robust() -> None:
+    """Every rule with a wrong peer, and the mean without one."""
+    found = figures("benchmarks.robust", "--steps", "24")
+    assert [run["sabotaged"] for run in found["runs"]] == [False] + [True] * 6
+    assert all(0 <= run["accuracy"] <= 1 for run in found["runs"])
