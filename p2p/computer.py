@@ -72,6 +72,7 @@ class Computer:
         self._written: tuple[int, tuple[int, ...]] = (-1, ())
         self._sender = StateSender(self._storage, peer) if spec.evaluate_every else None
         self._database: DatabaseAveraging | None = None
+        self._load_failed = False
 
     def build(self) -> str:
         """Loads the task and computes the probe that tells whether this process fits the run.
@@ -189,10 +190,15 @@ class Computer:
         assert isinstance(job, LoadState)
         image = self._database.whole(job.image) if self._database is not None else job.image
         if digest_of(image) != job.digest:
-            lack = "damaged" if image else "no longer in the store"
-            self.peer.warn(f"the state of step {job.step} that was sent is {lack}; asking again")
+            if not self._load_failed:  # it is tried again at each beat
+                lack = "damaged" if image else "not in the store"
+                self.peer.warn(
+                    f"the state of step {job.step} that was sent is {lack}; asking again"
+                )
+            self._load_failed = True
             self.peer.post(lambda core, now: core.on_load_failed())
             return
+        self._load_failed = False
         # from here on, what goes wrong ends this peer: its state may be half replaced
         self.state.load(image)
         self._post_loaded()
