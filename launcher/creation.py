@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -202,6 +203,7 @@ def _spec(
         robust=options.robust,
         sabotage=options.sabotage,
         stores=tuple(ready["stores"]),
+        prefix=f"{folder.id}:{secrets.token_hex(4)}",
         threads=options.threads,
         kills=options.kills,
         timing=options.timing,

@@ -45,8 +45,11 @@ from launcher.processes import FUNCTION, Processes
 from launcher.resuming import reopen
 from launcher.revival import Boots, Revival, Standstill
 from launcher.summary import Story, summarize
+from p2p.aggregate.bulk import StoreError
+from p2p.aggregate.storing import forget_run
 from p2p.core import verdict_on
 from p2p.peer import evaluation_payload
+from p2p.spec import RunSpec
 
 POLL_S = 0.25
 LOCK_SECONDS = 1.0
@@ -215,6 +218,7 @@ class Supervisor:
                 if self._story.outcome.get("state") == "finished":
                     self._wait_for_evaluations()
         self._processes.stop_functions()
+        self._forget_in_store()
         self._registry.close()
         self._processes.stop_registry()
         if isinstance(failure, Abandoned):
@@ -228,6 +232,13 @@ class Supervisor:
             }
         self._keep_summary()
         self._processes.remove_traces()
+
+    def _forget_in_store(self) -> None:
+        """A store that is not the run's own outlives it; what it has of the run is of no use."""
+        outside, text = self._plan.get("store", ""), self._folder.spec_text()
+        if outside and text:
+            with contextlib.suppress(MayflyError, StoreError):
+                forget_run(outside, RunSpec.from_json(text).prefix)
 
     def _wait_for_members(self) -> None:
         until = time.monotonic() + FAREWELL_SECONDS

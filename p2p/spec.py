@@ -86,6 +86,8 @@ class RunSpec:
     """Shards whose gradients are made wrong. For demonstrations."""
     stores: tuple[str, ...] = ()
     """URLs; slot s has number s modulo their number."""
+    prefix: str = ""
+    """Of this run's keys in a store, which other runs may use as well, even one of the same id."""
     threads: int = 1
     """Threads that a contribution computes with; more than one is not always deterministic."""
     kills: tuple[tuple[int, int], ...] = ()

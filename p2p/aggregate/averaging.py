@@ -53,11 +53,16 @@ class DatabaseAveraging:
         self._workers = spec.workers
         self._store = BulkConnection(spec.store_of(slot))
         self._team = TeamLead(
-            Team(spec.run, slot), spec.workers, self._store, call_worker, self._compute_here, warn
+            Team(spec.prefix, slot),
+            spec.workers,
+            self._store,
+            call_worker,
+            self._compute_here,
+            warn,
         )
         self._warn = warn
         self._inner = built.algorithm
-        self._state = StoredState(spec.run, built, StoredOptimizer(built), self._store)
+        self._state = StoredState(spec.prefix, built, StoredOptimizer(built), self._store)
         self._exchange = RobustExchange(spec, slot, built, self._store) if spec.robust else None
         self.length = self._inner.length
         with suppress(StoreUnavailable):  # they are called once more when they are missed

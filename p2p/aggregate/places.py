@@ -19,14 +19,14 @@ class Place:
     name: str
 
     @classmethod
-    def of(cls, run: str, step: int, digest: str) -> Place:
+    def of(cls, prefix: str, step: int, digest: str) -> Place:
         """Of a state that somebody brings."""
-        return cls(f"{run}:{step}:{digest}")
+        return cls(f"{prefix}:{step}:{digest}")
 
     @classmethod
-    def after(cls, run: str, step: int, digest: str) -> Place:
+    def after(cls, prefix: str, step: int, digest: str) -> Place:
         """Of the state that the store makes of the one with this digest, at this step."""
-        return cls(f"{run}:{step + 1}:after:{digest}")
+        return cls(f"{prefix}:{step + 1}:after:{digest}")
 
     @property
     def parameters(self) -> str:
@@ -124,19 +124,19 @@ class Presence:
 class Team:
     """The workers of one slot: their queues and their words, whoever leads them."""
 
-    run: str
+    prefix: str
     slot: int
 
     @property
     def tasks(self) -> str:
-        return f"{self.run}:slot:{self.slot}:tasks"
+        return f"{self.prefix}:slot:{self.slot}:tasks"
 
     @property
     def results(self) -> str:
-        return f"{self.run}:slot:{self.slot}:results"
+        return f"{self.prefix}:slot:{self.slot}:results"
 
     def worker(self, number: int) -> str:
-        return f"{self.run}:slot:{self.slot}:worker:{number}"
+        return f"{self.prefix}:slot:{self.slot}:worker:{number}"
 
 
 def worker_payload(run: str, registry: str, store: str, slot: int, worker: int) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class RobustExchange:
 
     def _key(self, shard: int) -> str:
         state = self._built.state
-        return Place.of(self._spec.run, state.step, state.digest()).total(shard)
+        return Place.of(self._spec.prefix, state.step, state.digest()).total(shard)
 
     def _shares(self) -> list[float]:
         plan, step, workers = self._built.algorithm.plan, self._built.state.step, self._workers

@@ -34,9 +34,9 @@ class StoredState:
     """One process's view of the state in one store. Raises StoreUnavailable and StoreError."""
 
     def __init__(
-        self, run: str, built: Built, optimizer: StoredOptimizer, store: BulkConnection
+        self, prefix: str, built: Built, optimizer: StoredOptimizer, store: BulkConnection
     ) -> None:
-        self._run = run
+        self._prefix = prefix
         self._built = built
         self._optimizer = optimizer
         self._store = store
@@ -51,7 +51,7 @@ class StoredState:
         if self._made is not None and self._made[0] == step:
             place = self._made[1]
         else:
-            place = Place.of(self._run, step, self._built.state.digest())
+            place = Place.of(self._prefix, step, self._built.state.digest())
             self._made = (step, place)
         if not self._store.execute("EXISTS", place.ready):
             self._publish(place)
@@ -84,7 +84,7 @@ class StoredState:
         """
         state = self._built.state
         before = self.place()
-        after = Place.after(self._run, state.step, state.digest())
+        after = Place.after(self._prefix, state.step, state.digest())
         while not self._store.execute("EXISTS", after.ready):
             on_progress()
             if self._store.execute("SET", after.making, 1, "NX", "PX", MAKING_MS):

@@ -45,6 +45,20 @@ def check_store(url: str) -> None:
             )
 
 
+def forget_run(url: str, prefix: str) -> None:
+    """Removes all keys of a run from a store that stays. Raises StoreUnavailable and StoreError."""
+    with BulkConnection(url, timeout_s=5.0) as store:
+        cursor = b"0"
+        while True:
+            found = store.execute("SCAN", cursor, "MATCH", f"{prefix}:*", "COUNT", 1000)
+            assert isinstance(found, list)
+            cursor, keys = found
+            if keys:
+                store.execute("UNLINK", *keys)
+            if cursor == b"0":
+                return
+
+
 def execution(
     key: str,
     name: str,

@@ -115,7 +115,7 @@ class _Worker:
         self.invocation = invocation
         self.spec = spec
         self._registry = registry
-        self._team = Team(spec.run, invocation.slot)
+        self._team = Team(spec.prefix, invocation.slot)
         self._nonce = secrets.token_hex(8)
         self._place = ""
         self._expiring_at = invocation.deadline - min(

@@ -25,6 +25,7 @@ from chaos.live import (
     Workload,
 )
 from fault.errors import StoreUnavailable
+from p2p.aggregate.bulk import BulkConnection
 from p2p.aggregate.storing import check_store
 from tests.p2p.aggregate.conftest import server_or_skip
 
@@ -161,6 +162,8 @@ def test_a_store_of_ones_own_may_die(
         faults = (Restart(60, store, url), Restart(150, store, url))
         name = f"database-own-{'persisted' if persists else 'empty'}"
         result = run(WORK, name, *faults, options=(*DATABASE, "--store", url))
+        with BulkConnection(url) as left:
+            assert left.execute("KEYS", f"{name}*") == []
     assert result.weights == reference.weights
 
 
