@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fault.errors import StoreUnavailable
+from fault.errors import InputError, StoreUnavailable
 from p2p.aggregate.bulk import BulkConnection, StoreError
 from p2p.aggregate.outline import Outline
 from p2p.aggregate.parts import Built
@@ -105,15 +105,15 @@ class DatabaseAveraging:
             return None
 
     def whole(self, sent: bytearray) -> bytearray:
-        """The image of the state that was sent, as an outline or whole; nothing if it is gone."""
+        """The image of the state that was sent, as an outline or whole. Its digest may be wrong."""
         outline = Outline.from_bytes(sent)
         if outline is None:
             return sent
         try:
             with BulkConnection(self._spec.store_of(outline.slot)) as theirs:
                 return self._state.whole(outline, theirs)
-        except (StoreUnavailable, StoreError):
-            return bytearray()
+        except (StoreUnavailable, StoreError, InputError, ValueError, TypeError):
+            return bytearray()  # it is gone, or the outline is damaged
 
     def _contribution(self, shard: int, on_progress: Progress) -> Vector:
         key = self._total(shard, on_progress)

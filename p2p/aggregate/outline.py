@@ -57,7 +57,11 @@ class Outline:
         return cls(step, slot, place, tuple(pieces)) if magic == MAGIC else None
 
     def image(self, pull: Callable[[str], npt.NDArray[Any]]) -> bytearray:
-        """The whole image. `pull(key)` gets a tensor from the store, and may raise."""
+        """The whole image, whose digest tells if it is right: an outline may come damaged.
+
+        `pull(key)` gets a tensor from the store, and may raise. Raises ValueError and TypeError for
+        pieces that are none.
+        """
         pulled: dict[str, memoryview] = {}
         image = bytearray()
         for piece in self.pieces:

@@ -27,7 +27,9 @@ GLANCE_S = 0.002
 KEPT_PLACES = 2
 """This step's and the one before, for those who are still at it."""
 HELD_MS = 3000
-"""How long a place is kept at least for those who were told to take the state from there."""
+"""How long a place is kept at least for those who were told to take the state from there,"""
+HELD_BYTES_PER_MS = 10_000
+"""and so much longer for so many bytes of it: as much as a slow link carries."""
 
 
 class StoredState:
@@ -126,8 +128,10 @@ class StoredState:
     def outline(self, slot: int) -> bytes:
         """What another process needs to take this state from the store of `slot`, which is ours."""
         place, state = self.place(), self._built.state
-        self._store.execute("SET", place.held, 1, "PX", HELD_MS)
         parameters, rest = self._built.memory()
+        size = parameters.nbytes * (1 + len(self._optimizer.all_names())) + rest.nbytes
+        held_ms = HELD_MS + size // HELD_BYTES_PER_MS
+        self._store.execute("SET", place.held, 1, "PX", held_ms)
         stored = [Memory.of(parameters, place.parameters), Memory.of(rest, place.rest)]
         stored += [
             Memory.of(tensor, place.optimizer(name), 4 * start)

@@ -141,6 +141,22 @@ def test_without_a_store_the_whole_image_is_sent(urls: list[str], tmp_path: Path
     assert sender.whole(bytearray(one.state.image())) == one.state.image()
 
 
+def test_a_damaged_outline_is_no_error(urls: list[str]) -> None:
+    """Whichever of its bytes is another one: what comes of it is for its digest to refuse."""
+    one = built("momentum")
+    sender, _ = averaging(one, 0, urls[:1])
+    step(one, sender)
+    sent = sender.outline()
+    assert sent is not None
+    receiver, _ = averaging(built("momentum"), 1, urls[:1])
+    refused = 0
+    for place in range(0, len(sent), 3):
+        damaged = bytearray(sent)
+        damaged[place] ^= 0x55
+        refused += digest_of(receiver.whole(damaged)) != one.state.digest()
+    assert refused > len(sent) / 6
+
+
 def test_pieces_are_cut_where_stored_memory_begins_and_ends() -> None:
     """Whatever overlaps: bytes before, between and after stored memories are carried."""
     memory = np.arange(100, dtype=np.uint8)
