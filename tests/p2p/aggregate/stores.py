@@ -120,6 +120,8 @@ class Wire:
             return None
         if kind == b"$":
             body = self._file.read(int(text) + 2)
+            if len(body) < int(text) + 2:
+                raise ConnectionError(f"the server hung up within {text} bytes")
             assert body.endswith(b"\r\n"), f"a bulk string ends with {body[-2:]!r}"
             return body[:-2]
         if kind in b"*~":
