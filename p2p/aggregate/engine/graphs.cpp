@@ -3,8 +3,12 @@
 #include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/ir/ir.h>
 
+#include <iterator>
+#include <sstream>
 #include <unordered_map>
+#include <unordered_set>
 
+#include "allowed.h"
 #include "arguments.h"
 
 namespace engine::graphs {
@@ -14,22 +18,13 @@ namespace jit = torch::jit;
 
 constexpr int kNestingLimit = 16;
 
-// Functions with one underscore are torch's own, many of which trust their arguments; these the
-// compiler puts in by itself.
-bool is_private(const std::string& name) {
-  static const std::array compilers{"_set_item", "_unwrap_optional", "_get_tracing_state"};
-  return name.size() > 1 && name[0] == '_' && name[1] != '_' &&
-         std::find(compilers.begin(), compilers.end(), name) == compilers.end();
-}
-
-// Those that reach files, take memory of a tensor's at their word, or grow without a check (format).
-bool is_harmful(const std::string& name) {
-  static const std::array harmful{"from_file", "set_", "set_data", "save", "format"};
-  static const std::array families{"fbgemm_", "mkldnn_", "quantize", "cudnn_", "miopen_", "fake_quantize", "quantized_", "q_"};
-  if (std::find(harmful.begin(), harmful.end(), name) != harmful.end()) return true;
-  return std::any_of(families.begin(), families.end(), [&](const char* family) {
-    return name.rfind(family, 0) == 0;
-  });
+bool is_allowed(const std::string& name) {
+  static const std::unordered_set<std::string> allowed = [] {
+    std::istringstream words(kAllowed);
+    return std::unordered_set<std::string>(
+        std::istream_iterator<std::string>(words), std::istream_iterator<std::string>());
+  }();
+  return allowed.contains(name);
 }
 
 bool is_one_of(const std::string& name, std::initializer_list<const char*> names) {
@@ -69,7 +64,7 @@ void guard(jit::Block& block) {
   for (jit::Node* node : block.nodes()) {
     const c10::Symbol kind = node->kind();
     const std::string name = kind.toUnqualString();
-    if (kind.is_aten() && (is_private(name) || is_harmful(name))) {
+    if (kind.is_aten() && !is_allowed(name)) {
       throw CommandError("torch." + name + " is not available in scripts");
     }
     if (name == "execute" && kind.ns().toUnqualString() == std::string("redis") && node->inputs().size() < 2) {
