@@ -22,8 +22,8 @@ demo: $(INSTALLED)
 # Long matrices of faults on real processes, and a campaign of random schedules in the simulator.
 acceptance: $(INSTALLED)
 	python -m p2p.aggregate.engine.build
-	pytest -n 2 --dist load -m acceptance --ignore tests/benchmarks
-	pytest -m acceptance tests/benchmarks
+	pytest -n 2 --dist load -m 'acceptance and not alone'
+	pytest -m 'acceptance and alone'
 	python -m chaos simulate --seeds 5000
 
 $(INSTALLED): pyproject.toml constraints.txt

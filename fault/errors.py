@@ -144,6 +144,12 @@ class StoreUnavailable(Unavailable):
     exit_code = 37
 
 
+class StoreError(Unavailable):
+    """The store refuses a command, in its own words: it is full, read-only, or gives no right."""
+
+    exit_code = 38
+
+
 # --- the run itself came to an end: read the reason ----------------------------------------
 
 

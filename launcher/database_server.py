@@ -86,6 +86,7 @@ class DatabaseServer:
         log: Path,
         failure: type[MayflyError],
         before: Sequence[str] = (),
+        inherited: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.log = log
@@ -94,6 +95,8 @@ class DatabaseServer:
         self._failure = failure
         self._before = before
         """The words of a command that runs the server's."""
+        self._inherited = inherited
+        """Files that stay open for as long as the server lives."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -151,6 +154,7 @@ class DatabaseServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                pass_fds=self._inherited,
                 start_new_session=True,  # a Ctrl-C for the launcher is none for the records
             )
             self._process = process
@@ -181,7 +185,8 @@ class DatabaseServer:
             lines = self.log.read_text("utf-8", "replace").splitlines()
         except OSError:
             return ""
-        return f": {lines[-1]}" if lines else ""
+        said = [line for line in lines if line.strip()]
+        return f": {said[-1]}" if said else ""
 
 
 def quoted(value: str | Path) -> str:

@@ -48,11 +48,12 @@ def _first_start() -> str:
 
 
 def work(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Lives a worker's invocation; the event is `p2p.aggregate.places.worker_payload`."""
-    from p2p.aggregate.worker import WorkerInvocation, serve
+    """Lives a worker's invocation; the event has the fields of a `WorkerInvocation`."""
+    from p2p.aggregate.places import WorkerInvocation
+    from p2p.aggregate.worker import serve
 
     deadline = time.monotonic() + context.get_remaining_time_in_millis() / 1000
-    return serve(WorkerInvocation(**event, deadline=deadline))
+    return serve(WorkerInvocation(**event), deadline)
 
 
 def evaluate(event: dict[str, Any], context: Any) -> dict[str, Any]:

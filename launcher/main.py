@@ -69,8 +69,9 @@ def run(
         str, typer.Option(help="peers, or database: gradients and optimizer in a store.")
     ] = "peers",
     workers: Annotated[
-        int, typer.Option(help="Worker functions of each peer, with a database; default: 1.")
-    ] = 0,
+        int | None,
+        typer.Option(help="Worker functions of each peer, with a database; default: 1."),
+    ] = None,
     stores: Annotated[str, typer.Option(help="shared, or per-peer.")] = "shared",
     robust: Annotated[
         str, typer.Option(metavar="RULE[:F]", help="Instead of the mean, with a database.")
@@ -110,7 +111,7 @@ def run(
         threads,
         relays,
         aggregate,
-        workers,
+        -1 if workers is None else workers,
         stores,
         store,
         robust,

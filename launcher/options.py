@@ -45,7 +45,8 @@ class Options:
     relays: int = 1
     aggregate: str = "peers"
     """Where contributions are summed and the optimizer works: in the peers, or in a database."""
-    workers: int = 0
+    workers: int = -1
+    """Of each peer; -1 for one, with a database, and else none."""
     """Of each peer, when a database aggregates; 0 for one."""
     stores: str = "shared"
     """One store for all, or one for each peer."""
@@ -64,7 +65,8 @@ class Options:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", self.shards or self.peers)
         database = self.aggregate == "database"
-        object.__setattr__(self, "workers", self.workers or int(database))
+        if self.workers == -1:
+            object.__setattr__(self, "workers", int(database))
         for holds, problem in (
             (self.peers >= 1, f"--peers {self.peers}: a run needs at least one"),
             (
@@ -96,7 +98,7 @@ class Options:
                 f"--workers {self.workers}: only --aggregate database has workers",
             ),
             (
-                0 <= self.workers <= WORKERS_LIMIT,
+                int(database) <= self.workers <= WORKERS_LIMIT,
                 f"--workers {self.workers}: there can be 1 to {WORKERS_LIMIT}",
             ),
             (

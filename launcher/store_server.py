@@ -6,9 +6,11 @@ that only this user can enter, and writes nothing to disk.
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,20 @@ class Endpoint:
         except ValueError:
             return False
 
+    def check(self) -> None:
+        """Raises InputError for an address that is not this machine's."""
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(self.host, 0, type=socket.SOCK_STREAM)[
+                0
+            ]
+            with socket.socket(family, kind) as trial:
+                trial.bind(address)
+        except OSError as error:
+            raise InputError(
+                f"--listen {self.host}:{self.port}: it is no address of this machine "
+                f"({error.strerror})"
+            ) from error
+
     def url(self) -> str:
         """Without the password."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -80,9 +96,11 @@ class StoreServer(DatabaseServer):
                 f"--listen {listen.host}:{listen.port}: others can reach this address, "
                 "so the store needs a password: --password-file FILE"
             )
+        if listen is not None and not inside:
+            listen.check()
         folder = folder.absolute()
         log = folder / "logs" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(log.parent, "--home")
         settings = {
             **_files(persist),
             "maxmemory-policy": "noeviction",
@@ -97,21 +115,37 @@ class StoreServer(DatabaseServer):
             settings |= {"bind": quoted(listen.host), "port": str(listen.port)}
             client = redis.Redis(listen.host, listen.port, password=password or None, **ASKING)
         else:
-            socket_name = f"{name}.sock"
-            socket = short_folder(folder, len(os.fsencode(socket_name))) / socket_name
-            self.url = f"unix://{socket}"
-            settings |= {"port": "0", "unixsocket": quoted(socket), "unixsocketperm": "700"}
-            client = redis.Redis(unix_socket_path=str(socket), password=password or None, **ASKING)
+            file = f"{name}.sock"
+            path = short_folder(folder, len(os.fsencode(file))) / file
+            self.url = f"unix://{path}"
+            settings |= {"port": "0", "unixsocket": quoted(path), "unixsocketperm": "700"}
+            client = redis.Redis(unix_socket_path=str(path), password=password or None, **ASKING)
         if password:
             settings["requirepass"] = quoted(password)
         ip = shutil.which("ip")
         before = [ip, "netns", "exec", inside] if inside and ip is not None else []
+        self._persist = persist
+        inherited = []
+        if persist is not None:
+            self._lock = os.open(persist / "mayfly.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            inherited = [self._lock]
         super().__init__(
-            f"the store at {self.url}", settings, client, log, StoreUnavailable, before
+            f"the store at {self.url}", settings, client, log, StoreUnavailable, before, inherited
         )
 
     def start(self, seconds: float = START_S) -> None:
+        """As any server. Raises InputError when another store has the folder to persist in."""
+        if self._persist is not None:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"--persist {self._persist}: another store is using it") from None
         super().start(seconds)
+
+    def stop(self, seconds: float = 5.0) -> None:
+        super().stop(seconds)
+        if self._persist is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
 
 def read_password(file: Path) -> str:
@@ -125,13 +159,17 @@ def read_password(file: Path) -> str:
     return lines[0].strip()
 
 
+def _make_folder(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option} {folder}: {error.strerror}") from error
+
+
 def _files(persist: Path | None) -> dict[str, str]:
     if persist is None:
         return {"save": '""', "appendonly": "no"}
-    try:
-        persist.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--persist {persist}: {error.strerror}") from error
+    _make_folder(persist, "--persist")
     return {
         "dir": quoted(persist.absolute()),
         "save": '""',

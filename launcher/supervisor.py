@@ -45,7 +45,6 @@ from launcher.processes import FUNCTION, Processes
 from launcher.resuming import reopen
 from launcher.revival import Boots, Revival, Standstill
 from launcher.summary import Story, summarize
-from p2p.aggregate.bulk import StoreError
 from p2p.aggregate.storing import forget_run
 from p2p.core import verdict_on
 from p2p.peer import evaluation_payload
@@ -237,7 +236,7 @@ class Supervisor:
         """A store that is not the run's own outlives it; what it has of the run is of no use."""
         outside, text = self._plan.get("store", ""), self._folder.spec_text()
         if outside and text:
-            with contextlib.suppress(MayflyError, StoreError):
+            with contextlib.suppress(MayflyError):
                 forget_run(outside, RunSpec.from_json(text).prefix)
 
     def _wait_for_members(self) -> None:

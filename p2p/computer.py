@@ -20,7 +20,7 @@ import numpy as np
 
 from checkpoint import AsyncWriter, Storage, Written, open_storage, read
 from fault import actions
-from fault.errors import Refused
+from fault.errors import Refused, StoreError
 from fault.records import Outcome, Peer, slot_of
 from p2p.actions import Apply, Compute, Evaluate, LoadState, TakeImage, WritePieces
 from p2p.aggregate.parts import build
@@ -117,6 +117,8 @@ class Computer:
             self.progress += 1
             try:
                 handlers[type(job)](job)
+            except StoreError as error:  # it refuses everyone
+                self._fail("StoreError", self.state.step, str(error))
             except MemoryError:
                 self.peer.post(lambda core, now: core.on_raised("out of memory"))
             except Exception as error:  # the task's own, for the most part
@@ -133,7 +135,10 @@ class Computer:
         # every peer applies the same mean to the same state, so every peer would raise the same
         summary = traceback.format_exception_only(error)[-1].strip()
         reason = f"the optimizer or scheduler raised at step {job.step}: {summary}"
-        outcome = Outcome("failed", job.step, "", "RunFailed", reason, trace)
+        self._fail("RunFailed", job.step, reason, trace)
+
+    def _fail(self, error: str, step: int, reason: str, trace: str = "") -> None:
+        outcome = Outcome("failed", step, "", error, reason, trace)
         self.peer.post(lambda core, now: core.fail(outcome, now))
 
     def close(self) -> None:
@@ -188,7 +193,9 @@ class Computer:
 
     def _load_state(self, job: object) -> None:
         assert isinstance(job, LoadState)
-        image = self._database.whole(job.image) if self._database is not None else job.image
+        image = job.image
+        if self._database is not None:
+            image = self._database.whole(image, job.digest)
         if digest_of(image) != job.digest:
             if not self._load_failed:  # it is tried again at each beat
                 lack = "damaged" if image else "not in the store"

@@ -17,7 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import zmq
@@ -27,7 +27,7 @@ from fault.errors import MayflyError, Refused, RegistryUnavailable
 from fault.records import Contact, Outcome, Peer, Timing, peer_name
 from fault.registry import Registry
 from p2p.actions import Send
-from p2p.aggregate.places import worker_payload
+from p2p.aggregate.places import WorkerInvocation
 from p2p.boot import BootWatch
 from p2p.collectives.schedule import make_schedule, make_units
 from p2p.core import Core
@@ -172,15 +172,10 @@ class _Peer:
     def call_worker(self, worker: int) -> None:
         """Has a worker started, for this slot."""
         slot, spec = self.invocation.slot, self.spec
-        self._registrar.invoke(
-            worker_payload(
-                spec.run,
-                self.invocation.registry,
-                spec.store_of(slot),
-                slot,
-                worker,
-            )
+        invocation = WorkerInvocation(
+            spec.run, self.invocation.registry, spec.store_of(slot), slot, worker
         )
+        self._registrar.invoke(asdict(invocation))
 
     def warn(self, text: str) -> None:
         print(f"{self.me}: {text}", file=sys.stderr, flush=True)

@@ -21,7 +21,8 @@ PART_BYTES = 1 << 20
 WINDOW_PARTS = 16
 PARTS_LIMIT = 1 << 16
 IMAGE_LIFE_S = 2.0
-"""How long an image that nobody asks for is kept."""
+"""How long an image that nobody asks for is kept, and how old one may be when it is first sent to
+somebody: what an outline tells of may go."""
 BUSY_S = 0.5
 """For so long after its last parts were sent, an image of several windows gives way to no other;
 more than two of a candidate's beats, so that a lost part can be asked for in between."""
@@ -53,6 +54,7 @@ class Transfer:
         self.loading = False
         self._incoming: _Incoming | None = None
         self._image: tuple[int, str, memoryview] | None = None
+        self._image_made_at = 0.0
         self._image_used_at = 0.0
         self._served: dict[Peer, float] = {}
         """When each peer was last sent parts of this image."""
@@ -119,12 +121,14 @@ class Transfer:
     def on_want(self, source: Peer, want: Want, step: int, digest: str, now: float) -> None:
         """Sends what is wanted of the transfer that has begun, else begins one of this state."""
         image = self._image
+        busy = self._busy(self._served, now)
+        is_new = busy or now - self._image_made_at < IMAGE_LIFE_S
         if image is not None and image[:2] == (want.transfer_step, want.transfer_digest):
             self._send(source, [i for i in want.missing[:WINDOW_PARTS] if i >= 0], now)
-        elif image is not None and image[:2] == (step, digest):
+        elif image is not None and image[:2] == (step, digest) and is_new:
             if not self._busy([source], now):  # else it asked before the parts were there
                 self._send(source, list(range(WINDOW_PARTS)), now)
-        elif not self._busy(self._served, now):  # else it asks again, here or elsewhere
+        elif not busy:  # else it asks again, here or elsewhere
             self._waiting[source] = want
             if not self._taking:
                 self._taking = True
@@ -139,7 +143,7 @@ class Transfer:
     def on_image(self, step: int, digest: str, image: memoryview, now: float) -> None:
         self._taking = False
         self._image = (step, digest, image)
-        self._image_used_at = now
+        self._image_made_at = self._image_used_at = now
         self._served = {}
         waiting, self._waiting = self._waiting, {}
         for peer in waiting:

@@ -16,8 +16,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fault.errors import InputError, StoreUnavailable
-from p2p.aggregate.bulk import BulkConnection, StoreError
+from fault.errors import InputError, StoreError, StoreUnavailable
+from p2p.aggregate.bulk import BulkConnection, StoreLost
 from p2p.aggregate.outline import Outline
 from p2p.aggregate.parts import Built
 from p2p.aggregate.places import Place, Team
@@ -25,15 +25,14 @@ from p2p.aggregate.robust import RobustExchange
 from p2p.aggregate.stored_optimizer import StoredOptimizer
 from p2p.aggregate.stored_state import StoredState
 from p2p.aggregate.storing import ensure_stored, execution
-from p2p.aggregate.team import PlaceLost, TeamLead
+from p2p.aggregate.team import TeamLead
 from p2p.spec import RunSpec
 
 Vector = npt.NDArray[np.float32]
 Progress = Callable[[], None]
 T = TypeVar("T")
 RETRY_S = 0.2
-PASSING = ("tensor key is empty", "script key is empty", "LOADING")
-"""The store's words when something it had is gone, or is being read: it was restarted."""
+SAY_AGAIN_S = 30.0
 
 
 class DatabaseAveraging:
@@ -65,7 +64,8 @@ class DatabaseAveraging:
         self._state = StoredState(spec.prefix, built, StoredOptimizer(built), self._store)
         self._exchange = RobustExchange(spec, slot, built, self._store) if spec.robust else None
         self.length = self._inner.length
-        with suppress(StoreUnavailable):  # they are called once more when they are missed
+        # they are called once more when they are missed, and what is wrong is said then
+        with suppress(StoreUnavailable, StoreError):
             self._team.call_absent()
 
     def contribution(self, shard: int, on_progress: Progress) -> Vector:
@@ -92,9 +92,6 @@ class DatabaseAveraging:
             lambda: self._state.advance(put_gradient, marks, rest, on_progress), on_progress
         )
         self._inner.end_step(mean)
-        if self._exchange is not None:
-            with suppress(StoreUnavailable):
-                self._exchange.forget_old()
 
     def outline(self) -> bytes | None:
         """The state, to be sent to another peer: where the store has it. None without a store."""
@@ -104,15 +101,15 @@ class DatabaseAveraging:
             self._warn(f"a state is sent without the store: {error}")
             return None
 
-    def whole(self, sent: bytearray) -> bytearray:
+    def whole(self, sent: bytearray, digest: str) -> bytearray:
         """The image of the state that was sent, as an outline or whole. Its digest may be wrong."""
-        outline = Outline.from_bytes(sent)
-        if outline is None:
-            return sent
         try:
+            outline = Outline.from_bytes(sent)
+            if outline is None:
+                return sent
             with BulkConnection(self._spec.store_of(outline.slot)) as theirs:
-                return self._state.whole(outline, theirs)
-        except (StoreUnavailable, StoreError, InputError, ValueError, TypeError):
+                return self._state.whole(outline, digest, theirs)
+        except (StoreUnavailable, StoreError, InputError, ValueError):
             return bytearray()  # it is gone, or the outline is damaged
 
     def _contribution(self, shard: int, on_progress: Progress) -> Vector:
@@ -142,19 +139,20 @@ class DatabaseAveraging:
         self._store.push(place.contribution(part), vector)
 
     def _until_it_works(self, attempt: Callable[[], T], on_progress: Progress) -> T:
-        """A store that is away is waited for; one that has lost something is given it again."""
-        said = False
+        """A store that is away is waited for; one that has lost something is given it again.
+
+        Raises StoreError when it refuses what it is asked.
+        """
+        said_at = -SAY_AGAIN_S
         while True:
             on_progress()
             try:
                 return attempt()
-            except PlaceLost:
-                pass  # it is published again
-            except StoreUnavailable as error:
-                if not said:
+            except (StoreUnavailable, StoreLost) as error:
+                if isinstance(error, StoreLost):
+                    with suppress(StoreUnavailable):
+                        self._state.doubt()
+                elif time.monotonic() - said_at > SAY_AGAIN_S:
+                    said_at = time.monotonic()
                     self._warn(f"waiting for the store: {error}")
-                said = True
                 time.sleep(RETRY_S)
-            except StoreError as error:
-                if not any(words in str(error) for words in PASSING):
-                    raise

@@ -9,17 +9,16 @@ several commands ahead of the replies, so that they take one round trip.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
-from fault.errors import InputError, StoreUnavailable
+from fault.errors import InputError, MayflyError, StoreError, StoreUnavailable
+from p2p.aggregate.address import StoreAddress
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -39,24 +38,27 @@ DTYPES = {
 """RedisAI's names of the dtypes that a tensor can have."""
 NUMPY_NAMES = {ours: theirs for theirs, ours in DTYPES.items()}
 BUFFER_BYTES = 1 << 16
-DEFAULT_PORT = 6379
+MOST_PARTS = 512
+"""Buffers in one system call; Linux takes 1024."""
+PASSING = ("LOADING ", "BUSY ", "TRYAGAIN ", "MASTERDOWN ", "CLUSTERDOWN ")
+"""How a reply begins that says: later."""
+LOST = ("tensor key is empty", "script key is empty")
 
 
-class StoreError(Exception):
-    """The store refused a command; its own words, without the prefix `ERR`."""
+class StoreLost(StoreError):
+    """A tensor or a script that a command names is not in the store."""
 
 
 class BulkConnection:
-    """To the store at `redis://[:password@]host[:port]` or `unix://path`.
+    """To the store at a `StoreAddress`.
 
     Raises StoreUnavailable when nobody answers there, or the connection breaks: then it is closed,
     the next command connects anew, and whether the last one was executed is unknown.
     """
 
     def __init__(self, url: str, password: str = "", timeout_s: float = 60.0) -> None:
-        self.url = url
-        self._address, found = _parse(url)
-        self._password = password or found
+        self._address = StoreAddress.parse(url)
+        self._password = password or self._address.password
         self._timeout_s = timeout_s
         self._socket: socket.socket | None = None
         self._received = bytearray()
@@ -99,7 +101,7 @@ class BulkConnection:
         def receive() -> Array:
             line = self._line()
             if line[:1] == b"-":
-                raise StoreError(line[1:].decode("utf-8", "replace").removeprefix("ERR "))
+                raise self._refusal(line[1:])
             _, dtype, _, shape, _ = [self._read() for _ in range(5)]
             array = _room_for(dtype.decode(), tuple(shape), into)
             self._read_blob(array)
@@ -115,6 +117,14 @@ class BulkConnection:
         (reply,) = self._exchange([*_command(*words)], 1)
         return reply
 
+    def items(self, *words: str | bytes | int) -> list[Any]:
+        """As `execute`, for a command that is answered with a list, or None for an empty one."""
+        reply = self.execute(*words)
+        if reply is not None and not isinstance(reply, list):
+            self.close()
+            raise StoreUnavailable(f"the store at {self.where} answers {words[0]!r} with no list")
+        return reply or []
+
     def execute_all(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Reply]:
         """Several commands in one round trip. Raises the first StoreError."""
         parts = [part for command in commands for part in _command(*command)]
@@ -124,7 +134,7 @@ class BulkConnection:
         def receive() -> list[Reply]:
             found = [self._read() for _ in range(replies)]
             for reply in found:
-                if isinstance(reply, StoreError):
+                if isinstance(reply, MayflyError):
                     raise reply
             return found
 
@@ -134,14 +144,14 @@ class BulkConnection:
     def _guarded(self, receive: Callable[[], T]) -> T:
         try:
             return receive()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # it hung up, or says what is no reply
             self.close()
             raise StoreUnavailable(f"the store at {self.where} does not answer: {error}") from None
 
     @property
     def where(self) -> str:
         """The address, without the password."""
-        return self.url.rpartition("@")[2]
+        return str(self._address)
 
     # ---------------------------------------------------------------- sending
 
@@ -164,32 +174,40 @@ class BulkConnection:
         if self._socket is not None:
             return self._socket
         self._received.clear()
-        if isinstance(self._address, str):
+        endpoint = self._address.endpoint
+        if isinstance(endpoint, str):
             connection = socket.socket(socket.AF_UNIX)
             connection.settimeout(self._timeout_s)
-            connection.connect(self._address)
+            connection.connect(endpoint)
         else:
-            connection = socket.create_connection(self._address, self._timeout_s)
+            connection = socket.create_connection(endpoint, self._timeout_s)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
         if self._password:
-            connection.sendall(b"".join(bytes(part) for part in _command("AUTH", self._password)))
-            reply = self._read()
-            if isinstance(reply, StoreError):
-                self.close()
-                raise StoreUnavailable(f"the store at {self.where} refuses the password: {reply}")
+            user = [self._address.user] if self._address.user else []
+            self._first(connection, "AUTH", *user, self._password)
+        if self._address.database:
+            self._first(connection, "SELECT", self._address.database)
         return connection
+
+    def _first(self, connection: socket.socket, *words: str | int) -> None:
+        """What comes before all other commands. Raises StoreUnavailable if it is refused."""
+        connection.sendall(b"".join(_command(*words)))
+        reply = self._read()
+        if isinstance(reply, MayflyError):
+            self.close()
+            raise StoreUnavailable(f"{reply} ({words[0]})")
 
     # ---------------------------------------------------------------- receiving
 
     def _read(self) -> Any:
-        """A whole reply; a StoreError is returned, and not raised, so that the next can be read."""
+        """A whole reply; an error is returned, and not raised, so that the next can be read."""
         line = self._line()
         kind, rest = line[:1], line[1:]
         if kind == b"+":
             return rest.decode()
         if kind == b"-":
-            return StoreError(rest.decode("utf-8", "replace").removeprefix("ERR "))
+            return self._refusal(rest)
         if kind == b":":
             return int(rest)
         if kind == b"$":
@@ -197,6 +215,15 @@ class BulkConnection:
         if kind == b"*":
             return None if rest == b"-1" else [self._read() for _ in range(int(rest))]
         raise ConnectionError(f"it says {line[:40]!r}, which is no reply")
+
+    def _refusal(self, words: bytes) -> MayflyError:
+        text = words.decode("utf-8", "replace").removeprefix("ERR ")
+        told = f"the store at {self.where}: {text}"
+        if text.startswith(PASSING):
+            return StoreUnavailable(told)
+        if text.startswith("NOAUTH"):
+            return StoreError(f"{told} Write its address as redis://:PASSWORD@HOST:PORT")
+        return StoreLost(told) if any(words in text for words in LOST) else StoreError(told)
 
     def _bulk(self, length: int) -> bytes | None:
         if length < 0:
@@ -238,21 +265,6 @@ class BulkConnection:
             if not count:
                 raise ConnectionError("it closed the connection")
             ready += count
-
-
-MOST_PARTS = 512
-"""Linux takes 1024 at once."""
-
-
-def _parse(url: str) -> tuple[str | tuple[str, int], str]:
-    """Address and password. Raises InputError."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix" and parts.path:
-        return unquote(parts.path), ""
-    with contextlib.suppress(ValueError):
-        if parts.scheme == "redis" and parts.hostname:
-            return (parts.hostname, parts.port or DEFAULT_PORT), unquote(parts.password or "")
-    raise InputError(f"{url} is no store: write redis://HOST:PORT or unix:///PATH")
 
 
 def _command(*words: str | bytes | int) -> list[bytes]:

@@ -3,14 +3,14 @@
 An image is a run of pieces. Those that lie in the model's memory or are the optimizer's vectors are
 in the store, so the outline says under which key; the rest (counts of steps, the scheduler) it
 carries. Its form is msgpack: [MAGIC, step, slot, place, pieces], a piece being its bytes or
-[key, first byte, last byte + 1]. `slot` is that of the peer whose store had it.
+[key, start, stop]. `slot` is that of the peer whose store had it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 MAGIC = "mayfly outline"
+BEGINNING = b"\x95" + msgpack.packb(MAGIC)
+"""Of a list of five that starts with the magic word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,47 +39,70 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """A piece that a store has: these bytes of the tensor under the key."""
+
+    key: str
+    start: int
+    stop: int
+
+
+Piece = bytes | Stored
+
+
+@dataclass(frozen=True, slots=True)
 class Outline:
     step: int
     slot: int
     place: str
-    pieces: tuple[Any, ...]
+    pieces: tuple[Piece, ...]
 
     def to_bytes(self) -> bytes:
-        packed: bytes = msgpack.packb([MAGIC, self.step, self.slot, self.place, self.pieces])
+        pieces = [each if isinstance(each, bytes) else astuple(each) for each in self.pieces]
+        packed: bytes = msgpack.packb([MAGIC, self.step, self.slot, self.place, pieces])
         return packed
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Outline | None:
-        """None for what is no outline, such as a whole image."""
-        try:
-            magic, step, slot, place, pieces = msgpack.unpackb(data)
-        except (ValueError, TypeError, msgpack.UnpackException):
+        """None for what is none, such as a whole image. Raises ValueError for a damaged one."""
+        if bytes(data[: len(BEGINNING)]) != BEGINNING:
             return None
-        return cls(step, slot, place, tuple(pieces)) if magic == MAGIC else None
+        try:
+            _, step, slot, place, pieces = msgpack.unpackb(data)
+            return cls(int(step), int(slot), str(place), tuple([_piece(each) for each in pieces]))
+        except (TypeError, msgpack.UnpackException) as error:
+            raise ValueError(f"a damaged outline: {error}") from None
 
     def image(self, pull: Callable[[str], npt.NDArray[Any]]) -> bytearray:
         """The whole image, whose digest tells if it is right: an outline may come damaged.
 
-        `pull(key)` gets a tensor from the store, and may raise. Raises ValueError and TypeError for
-        pieces that are none.
+        `pull(key)` gets a tensor from the store, and may raise.
         """
+        last = {piece.key: n for n, piece in enumerate(self.pieces) if isinstance(piece, Stored)}
         pulled: dict[str, memoryview] = {}
         image = bytearray()
-        for piece in self.pieces:
+        for number, piece in enumerate(self.pieces):
             if isinstance(piece, bytes):
                 image += piece
                 continue
-            key, start, stop = piece
-            if key not in pulled:
-                pulled[key] = pull(key).reshape(-1).view(np.uint8).data
-            image += pulled[key][start:stop]
+            if piece.key not in pulled:
+                pulled[piece.key] = pull(piece.key).reshape(-1).view(np.uint8).data
+            image += pulled[piece.key][piece.start : piece.stop]
+            if last[piece.key] == number:
+                del pulled[piece.key]
         return image
 
 
-def cut(pieces: Iterable[bytes | memoryview], stored: Sequence[Memory]) -> tuple[Any, ...]:
+def _piece(found: Any) -> Piece:
+    if isinstance(found, bytes):
+        return found
+    key, start, stop = found
+    return Stored(str(key), int(start), int(stop))
+
+
+def cut(pieces: Iterable[bytes | memoryview], stored: Sequence[Memory]) -> tuple[Piece, ...]:
     """The pieces of an outline: of an image's, what lies in stored memory becomes its key."""
-    found: list[Any] = []
+    found: list[Piece] = []
     memories = sorted(filter(lambda memory: memory.length, stored), key=attrgetter("address"))
     addresses = [memory.address for memory in memories]
     for piece in pieces:
@@ -92,7 +117,7 @@ def cut(pieces: Iterable[bytes | memoryview], stored: Sequence[Memory]) -> tuple
             if at < start:
                 found.append(raw[: start - at].tobytes())
             first = memory.start + start - memory.address
-            found.append([memory.key, first, first + stop - start])
+            found.append(Stored(memory.key, first, first + stop - start))
             raw, at = raw[stop - at :], stop
         if len(raw):
             found.append(raw.tobytes())

@@ -8,8 +8,13 @@ always the same, whoever put it there and however often.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+
+
+def places_of(prefix: str) -> str:
+    """The key of all places of a run in a store, by their steps: a sorted set."""
+    return f"{prefix}:places"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,14 @@ class Place:
         """There for a while when somebody was told to take the state from here."""
         return f"{self.name}:held"
 
+    def keys(self, vectors: Iterable[str], parts: int) -> list[str]:
+        """All that may lie there, but for what goes by itself; shards are no more than parts."""
+        keys = [self.ready, self.parameters, self.rest, self.mean]
+        keys += map(self.optimizer, vectors)
+        for number in range(parts):
+            keys += [self.contribution(number), self.total(number)]
+        return keys
+
     def optimizer(self, vector: str) -> str:
         return f"{self.name}:optimizer:{vector}"
 
@@ -93,6 +106,8 @@ class Result:
     place: str = ""
     part: int = -1
     error: str = ""
+    refused: str = ""
+    """The store's words, if it did not take the result."""
     expiring: int = -1
 
     def to_text(self) -> str:
@@ -139,12 +154,12 @@ class Team:
         return f"{self.prefix}:slot:{self.slot}:worker:{number}"
 
 
-def worker_payload(run: str, registry: str, store: str, slot: int, worker: int) -> dict[str, Any]:
-    """The event that starts a worker; the handler reads the same names."""
-    return {
-        "run": run,
-        "registry": registry,
-        "store": store,
-        "slot": slot,
-        "worker": worker,
-    }
+@dataclass(frozen=True, slots=True)
+class WorkerInvocation:
+    """What a worker is started with: its fields are the event's."""
+
+    run: str
+    registry: str
+    store: str
+    slot: int
+    worker: int

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fault.errors import StoreUnavailable
-from p2p.aggregate.bulk import BulkConnection, StoreError
+from fault.errors import StoreError, StoreUnavailable
+from p2p.aggregate.bulk import BulkConnection
 from p2p.aggregate.parts import Built
-from p2p.aggregate.places import Place
+from p2p.aggregate.places import Place, places_of
 from p2p.aggregate.rules import Robust
 from p2p.aggregate.storing import ensure_stored, execution
 from p2p.spec import RunSpec
@@ -34,11 +34,10 @@ class RobustExchange:
         self._robust = Robust.parse(spec.robust)
         own = spec.store_of(slot)
         self._others = [BulkConnection(url) for url in dict.fromkeys(spec.stores) if url != own]
-        self._old: list[str] = []
 
     def sum_up(self, shard: int, parts: Sequence[str]) -> str:
         """The shard's vector out of its parts': the key that it is under."""
-        key = self._key(shard)
+        key = self._announced(shard)
         length = self._built.algorithm.gradient_length
         workers = len(parts)
         # a rule needs a majority of right ones; over fewer workers there is none to find
@@ -70,18 +69,20 @@ class RobustExchange:
             *robust.arguments(len(shards)),
         ]
         self._store.execute(*execution(script, "robust_mean", inputs, [key], arguments))
-        self._old += [self._key(shard) for shard in range(self._spec.shards)]
 
-    def forget_old(self) -> None:
-        """Once nobody can be in need of them: the vectors of the step before the last."""
-        kept = self._spec.shards
-        old, self._old = self._old[:-kept], self._old[-kept:]
-        if old:
-            self._store.execute("DEL", *old)
+    def _place(self) -> Place:
+        """Named alike in every store, which the places that stores make are not."""
+        state = self._built.state
+        return Place.of(self._spec.prefix, state.step, state.digest())
 
     def _key(self, shard: int) -> str:
-        state = self._built.state
-        return Place.of(self._spec.prefix, state.step, state.digest()).total(shard)
+        return self._place().total(shard)
+
+    def _announced(self, shard: int) -> str:
+        """The key, of a place that will be removed with those of its step."""
+        step, place = self._built.state.step, self._place()
+        self._store.execute("ZADD", places_of(self._spec.prefix), step, place.name)
+        return place.total(shard)
 
     def _shares(self) -> list[float]:
         plan, step, workers = self._built.algorithm.plan, self._built.state.step, self._workers
@@ -103,6 +104,6 @@ class RobustExchange:
                 vector = other.pull(key)
             except (StoreUnavailable, StoreError):
                 continue  # it is in another one, or lost with this one
-            self._store.push(key, vector)
+            self._store.push(self._announced(shard), vector)
             return
         recompute(shard)  # the store that had it was lost

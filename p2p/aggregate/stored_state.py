@@ -13,10 +13,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from p2p.aggregate.bulk import BulkConnection, StoreError
+from fault.errors import StoreError
+from p2p.aggregate.bulk import BulkConnection
 from p2p.aggregate.outline import Memory, Outline, cut
 from p2p.aggregate.parts import Built, Bytes
-from p2p.aggregate.places import Place
+from p2p.aggregate.places import Place, places_of
 from p2p.aggregate.stored_optimizer import StoredOptimizer
 from p2p.aggregate.storing import ensure_stored, execution
 
@@ -24,8 +25,6 @@ Vector = npt.NDArray[np.float32]
 MAKING_MS = 5000
 """How long others leave the making of a state to the one that began it."""
 GLANCE_S = 0.002
-KEPT_PLACES = 2
-"""This step's and the one before, for those who are still at it."""
 HELD_MS = 3000
 """How long a place is kept at least for those who were told to take the state from there,"""
 HELD_BYTES_PER_MS = 10_000
@@ -42,24 +41,39 @@ class StoredState:
         self._built = built
         self._optimizer = optimizer
         self._store = store
-        self._made: tuple[int, Place] | None = None
-        """The place of the state at a step that was taken from the store."""
-        self._left: list[Place] = []
+        self._places = places_of(prefix)
+        self._at: tuple[int, Place] | None = None
+        """The step that this process is at, and its place."""
+        self._told: tuple[str, Place] | None = None
+        """The digest of a state that another process told of, and its place."""
         self._received = np.empty_like(built.memory()[0])
 
     def place(self) -> Place:
         """Where the state of this process is in the store; it is put there if it is not."""
         step = self._built.state.step
-        if self._made is not None and self._made[0] == step:
-            place = self._made[1]
+        if self._at is not None and self._at[0] == step:
+            place = self._at[1]
         else:
-            place = Place.of(self._prefix, step, self._built.state.digest())
-            self._made = (step, place)
+            place = self._named(step, self._built.state.digest())
+            self._at = (step, place)
         if not self._store.execute("EXISTS", place.ready):
-            self._publish(place)
+            self._publish(step, place)
         return place
 
-    def _publish(self, place: Place) -> None:
+    def _named(self, step: int, digest: str) -> Place:
+        if self._told is not None and self._told[0] == digest:
+            return self._told[1]
+        return Place.of(self._prefix, step, digest)
+
+    def doubt(self) -> None:
+        """A part of what should be there is not: all of it is put there again."""
+        state = self._built.state
+        after = Place.after(self._prefix, state.step, state.digest())
+        here = [self._at[1].ready] if self._at is not None else []
+        self._store.execute("DEL", *here, after.ready, after.making)
+
+    def _publish(self, step: int, place: Place) -> None:
+        self._store.execute("ZADD", self._places, step, place.name)
         parameters, rest = self._built.memory()
         arrays = [(place.parameters, parameters)]
         arrays += [
@@ -100,8 +114,8 @@ class StoredState:
         parameters_here[:] = self._received
         rest_here[:] = rest
         self._optimizer.take_over(vectors, marks)
-        self._made = (state.step + 1, after)
-        self._leave(before)
+        self._at = (state.step + 1, after)
+        self._remove_before(state.step)
 
     def _make(
         self,
@@ -112,6 +126,7 @@ class StoredState:
         rest: Bytes,
     ) -> None:
         optimizer = self._optimizer
+        self._store.execute("ZADD", self._places, self._built.state.step + 1, after.name)
         script = ensure_stored(self._store, optimizer.script)
         put_gradient(after.mean)
         inputs = [before.parameters, after.mean]
@@ -139,27 +154,28 @@ class StoredState:
         ]
         return Outline(state.step, slot, place.name, cut(state.pieces(), stored)).to_bytes()
 
-    def whole(self, outline: Outline, elsewhere: BulkConnection) -> bytearray:
-        """The image of the state that another process told of: from this store, or that one's."""
+    def whole(self, outline: Outline, digest: str, elsewhere: BulkConnection) -> bytearray:
+        """The image of the state that another process told of: from this store, or that one's.
+
+        Whether it has this digest is for the caller to see.
+        """
+        self._told = digest, Place(outline.place)
         try:
-            image = outline.image(self._store.pull)
+            return outline.image(self._store.pull)
         except StoreError:
-            image = outline.image(elsewhere.pull)
-        self._made = outline.step, Place(outline.place)
-        return image
+            return outline.image(elsewhere.pull)
 
-    def _leave(self, place: Place) -> None:
-        self._left.append(place)
-        old = self._left[: 1 - KEPT_PLACES]
-        held = self._store.execute_all([("EXISTS", each.held) for each in old])
-        for each, is_held in zip(old, held, strict=True):
-            if not is_held:
-                self._remove(each)
-                self._left.remove(each)
+    def _remove_before(self, step: int) -> None:
+        """The places of earlier steps, whoever left them, but for those that are held.
 
-    def _remove(self, place: Place) -> None:
-        keys = [place.ready, place.parameters, place.rest, place.mean]
-        keys += [place.optimizer(name) for name in self._optimizer.all_names()]
-        # a part that two workers computed may have come once more after it was summed
-        keys += [place.contribution(part) for part in range(self._built.algorithm.plan.shards)]
-        self._store.execute("DEL", *keys)
+        This step's own is still for those who have yet to make theirs.
+        """
+        names = self._store.items("ZRANGEBYSCORE", self._places, "-inf", f"({step}")
+        places = [Place(name.decode()) for name in names]
+        held = self._store.execute_all([("EXISTS", place.held) for place in places])
+        old = [place for place, is_held in zip(places, held, strict=True) if not is_held]
+        if old:
+            vectors, parts = self._optimizer.all_names(), self._built.algorithm.plan.shards
+            keys = [key for place in old for key in place.keys(vectors, parts)]
+            gone = [place.name for place in old]
+            self._store.execute_all([("DEL", *keys), ("ZREM", self._places, *gone)])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from fault.errors import StoreUnavailable
-from p2p.aggregate.bulk import BulkConnection, StoreError
+from p2p.aggregate.bulk import BulkConnection
 from p2p.aggregate.scripts import source
 
 SIGNATURE = "tensors: List[Tensor], keys: List[str], args: List[str]"
@@ -32,16 +32,20 @@ def ensure_stored(store: BulkConnection, name: str, rule: str = "") -> str:
 
 
 def check_store(url: str) -> None:
-    """Raises StoreUnavailable for a store that does not answer or cannot run scripts."""
+    """Raises StoreError, and StoreUnavailable for one that is away, or not fit to serve a run."""
     with BulkConnection(url, timeout_s=5.0) as store:
-        try:
-            known = store.execute("COMMAND", "INFO", "AI.SCRIPTEXECUTE")
-        except StoreError as error:
-            raise StoreUnavailable(f"the store at {store.where}: {error}") from None
+        known = store.items("COMMAND", "INFO", "AI.SCRIPTEXECUTE")
         if known == [None] or not known:
             raise StoreUnavailable(
                 f"the store at {store.where} has none of RedisAI's commands: load RedisAI there, "
                 "or start a store with 'p2p-launch store'"
+            )
+        memory = store.execute("INFO", "memory")
+        lines = memory.split() if isinstance(memory, bytes) else []
+        if b"maxmemory:0" not in lines and b"maxmemory_policy:noeviction" not in lines:
+            raise StoreUnavailable(
+                f"the store at {store.where} removes tensors that are in use when its memory is "
+                "full: set its maxmemory-policy to noeviction"
             )
 
 
@@ -50,9 +54,7 @@ def forget_run(url: str, prefix: str) -> None:
     with BulkConnection(url, timeout_s=5.0) as store:
         cursor = b"0"
         while True:
-            found = store.execute("SCAN", cursor, "MATCH", f"{prefix}:*", "COUNT", 1000)
-            assert isinstance(found, list)
-            cursor, keys = found
+            cursor, keys = store.items("SCAN", cursor, "MATCH", f"{prefix}:*", "COUNT", 1000)
             if keys:
                 store.execute("UNLINK", *keys)
             if cursor == b"0":

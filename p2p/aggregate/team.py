@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 
-from fault.errors import TaskRaised
-from p2p.aggregate.bulk import BulkConnection
+from fault.errors import StoreError, TaskRaised
+from p2p.aggregate.bulk import BulkConnection, StoreLost
 from p2p.aggregate.places import Part, Place, Presence, Result, Team
 
 Progress = Callable[[], None]
@@ -20,10 +20,6 @@ CALL_AGAIN_S = 10.0
 """A worker that was called and does not say a word for so long is called once more."""
 ALONE_S = 20.0
 """Without any worker for so long, the peer computes a part itself."""
-
-
-class PlaceLost(Exception):
-    """The store has lost the state that workers were to start from: it was restarted empty."""
 
 
 class TeamLead:
@@ -67,7 +63,8 @@ class TeamLead:
     def compute(self, place: Place, step: int, parts: range, on_progress: Progress) -> None:
         """Returns when each part's contribution is in the place.
 
-        Raises TaskRaised when the job raised in a worker, and PlaceLost.
+        Raises TaskRaised when the job raised in a worker, and StoreLost when the state that
+        workers are to start from is not there any more.
         """
         missing = self._without_result(place, parts)
         lost_before: set[int] = set()
@@ -79,6 +76,8 @@ class TeamLead:
                     self._called_at[result.expiring] = time.monotonic()
                     self._call(result.expiring)
                 elif result.place == place.name and result.part in parts:
+                    if result.refused:
+                        raise StoreError(result.refused)
                     if result.error:
                         raise TaskRaised(f"a worker raised in part {result.part}", result.error)
                     missing.discard(result.part)
@@ -89,7 +88,7 @@ class TeamLead:
             missing = self._without_result(place, missing)
             lost = missing - self._in_hands(there, place, step)
             if lost and not self._store.execute("EXISTS", place.ready):
-                raise PlaceLost
+                raise StoreLost(f"there is no {place.name} any more")
             # between queue and word it is in nobody's hands for a moment, but not for two glances
             self._hand_out(place, step, lost & lost_before)
             lost_before = lost - lost_before
@@ -105,8 +104,8 @@ class TeamLead:
             self._store.execute("RPUSH", self._team.tasks, *tasks)
 
     def _next_result(self) -> Result | None:
-        found = self._store.execute("BLPOP", self._team.results, str(WAIT_S))
-        return Result.from_text(found[1]) if isinstance(found, list) else None
+        found = self._store.items("BLPOP", self._team.results, str(WAIT_S))
+        return Result.from_text(found[1]) if found else None
 
     def _without_result(self, place: Place, parts: Collection[int]) -> set[int]:
         commands = [("EXISTS", place.contribution(part)) for part in parts]
@@ -114,13 +113,11 @@ class TeamLead:
         return {part for part, exists in zip(parts, there, strict=True) if not exists}
 
     def _present(self) -> dict[int, Presence]:
-        said = self._store.execute("MGET", *map(self._team.worker, range(self._workers)))
-        assert isinstance(said, list)
+        said = self._store.items("MGET", *map(self._team.worker, range(self._workers)))
         return {n: Presence.from_text(text) for n, text in enumerate(said) if text is not None}
 
     def _in_hands(self, there: dict[int, Presence], place: Place, step: int) -> set[int]:
-        queued = self._store.execute("LRANGE", self._team.tasks, 0, -1)
-        assert isinstance(queued, list)
+        queued = self._store.items("LRANGE", self._team.tasks, 0, -1)
         texts = [*queued, *[presence.task.encode() for presence in there.values() if presence.task]]
         tasks = [Part.from_text(text) for text in texts]
         return {task.part for task in tasks if (task.place, task.step) == (place.name, step)}

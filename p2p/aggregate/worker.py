@@ -10,15 +10,15 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fault.errors import MayflyError, Refused, StoreUnavailable
+from fault.errors import MayflyError, Refused, StoreError, StoreUnavailable
 from fault.records import Timing
 from fault.registry import Registry
-from p2p.aggregate.bulk import BulkConnection, StoreError
-from p2p.aggregate.places import Part, Place, Presence, Result, Team
+from p2p.aggregate.bulk import BulkConnection, StoreLost
+from p2p.aggregate.places import Part, Place, Presence, Result, Team, WorkerInvocation
 from p2p.spec import RunSpec, job_digest
 
 REGISTRY_TIMEOUT_S = 10.0
@@ -35,20 +35,10 @@ LAST_MOMENT_S = 1.5
 RETRY_S = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerInvocation:
-    """What a worker was started with. `deadline` is in seconds of `time.monotonic`."""
+def serve(invocation: WorkerInvocation, deadline: float = float("inf")) -> dict[str, Any]:
+    """Lives one invocation to its end, or to the deadline in seconds of `time.monotonic`.
 
-    run: str
-    registry: str
-    store: str
-    slot: int
-    worker: int
-    deadline: float = float("inf")
-
-
-def serve(invocation: WorkerInvocation) -> dict[str, Any]:
-    """Lives one invocation to its end; says how it ended.
+    Says how it ended.
 
     Raises what the task raises while it is built: its peer's own does the same, and says so.
     """
@@ -58,7 +48,7 @@ def serve(invocation: WorkerInvocation) -> dict[str, Any]:
         text = registry.spec()
         if not text:
             return {"worker": invocation.worker, "reason": f"there is no run {invocation.run}"}
-        worker = _Worker(invocation, RunSpec.from_json(text), registry)
+        worker = _Worker(invocation, deadline, RunSpec.from_json(text), registry)
         return {"worker": invocation.worker, "reason": worker.live()}
     finally:
         registry.close()
@@ -111,16 +101,17 @@ class _Voice:
 
 
 class _Worker:
-    def __init__(self, invocation: WorkerInvocation, spec: RunSpec, registry: Registry) -> None:
+    def __init__(
+        self, invocation: WorkerInvocation, deadline: float, spec: RunSpec, registry: Registry
+    ) -> None:
         self.invocation = invocation
+        self._deadline = deadline
         self.spec = spec
         self._registry = registry
         self._team = Team(spec.prefix, invocation.slot)
         self._nonce = secrets.token_hex(8)
         self._place = ""
-        self._expiring_at = invocation.deadline - min(
-            EXPIRING_S, (invocation.deadline - time.monotonic()) / 3
-        )
+        self._expiring_at = deadline - min(EXPIRING_S, (deadline - time.monotonic()) / 3)
         self._said_expiring = False
 
     def live(self) -> str:
@@ -156,18 +147,18 @@ class _Worker:
             now = time.monotonic()
             if self._voice.replaced:
                 return "another one has its place"
-            if now > self.invocation.deadline - LAST_MOMENT_S:
+            if now > self._deadline - LAST_MOMENT_S:
                 return "its time is over"
             try:
                 if now > self._expiring_at and not self._said_expiring:
                     self._tell(store, Result(expiring=self.invocation.worker))
                     self._said_expiring = True
-                found = store.execute("BLPOP", self._team.tasks, str(IDLE_S))
-                if isinstance(found, list):
+                found = store.items("BLPOP", self._team.tasks, str(IDLE_S))
+                if found:
                     self._do(store, Part.from_text(found[1]))
                     idle_since = time.monotonic()
             except (StoreUnavailable, StoreError):
-                time.sleep(RETRY_S)  # it is restarted, or reads its files
+                time.sleep(RETRY_S)  # it is restarted; or its lead hears the same from it
             if time.monotonic() - idle_since > IDLE_LIMIT_S:
                 if self._is_over():
                     return "the run is over"
@@ -196,7 +187,11 @@ class _Worker:
             return
         finally:
             self._voice.at("")
-        store.push(place.contribution(task.part), vector)
+        try:
+            store.push(place.contribution(task.part), vector)
+        except StoreError as refusal:
+            self._tell(store, Result(task.place, task.part, refused=str(refusal)))
+            return
         if not store.execute("EXISTS", place.ready):  # the step is over, and nobody removes this
             store.execute("DEL", place.contribution(task.part))
             return
@@ -210,9 +205,13 @@ class _Worker:
         if not store.execute("EXISTS", place.ready):
             return False
         parameters, rest = self._built.memory()
-        store.pull(place.parameters, parameters)
-        if len(rest):
-            store.pull(place.rest, rest)
+        try:
+            store.pull(place.parameters, parameters)
+            if len(rest):
+                store.pull(place.rest, rest)
+        except StoreLost:  # whoever it was that removed a part of it: it is put there again
+            store.execute("DEL", place.ready)
+            return False
         self._place = place.name
         return True
 

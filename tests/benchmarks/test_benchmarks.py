@@ -29,6 +29,7 @@ def figures(module: str, *options: str) -> dict[str, Any]:
 
 
 @pytest.mark.acceptance
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_recovery() -> None:
     """A kill of ours and one of torchrun's, and hand-overs of a small and a large state."""
@@ -43,6 +44,7 @@ def test_recovery() -> None:
 
 
 @pytest.mark.acceptance
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_goodput() -> None:
     """A share for each kind of disturbance."""
@@ -52,6 +54,7 @@ def test_goodput() -> None:
 
 
 @pytest.mark.acceptance
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_database() -> None:
     """Steps inside and outside of a store, near and behind a slow link, and what a log costs."""
@@ -64,6 +67,7 @@ def test_database() -> None:
 
 
 @pytest.mark.acceptance
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_robust() -> None:
     """Every rule with a wrong peer, and the mean without one."""

@@ -134,6 +134,13 @@ def test_the_password_is_asked_for_and_told_to_nobody(start: Start, tmp_path: Pa
         pytest.param(["--password-file", "/no/file"], 2, "/no/file", id="no-password-file"),
         pytest.param(["--password-file", "/dev/null"], 2, "is empty", id="empty-password"),
         pytest.param(["--persist", "/dev/null/x"], 2, "/dev/null/x", id="no-folder"),
+        pytest.param(["--home", "/dev/null/x"], 2, "--home /dev/null/x", id="no-home"),
+        pytest.param(
+            ["--listen", "192.0.2.1:7399", "--password-file", "/etc/hostname"],
+            2,
+            "no address of this machine",
+            id="elsewhere",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(
@@ -144,6 +151,32 @@ def test_what_cannot_be_is_said_in_a_line(
     _, said = running.process.communicate(timeout=120)
     assert running.process.returncode == code
     assert words in said.splitlines()[-1] and "Traceback" not in said
+
+
+@pytest.mark.timeout(300)
+def test_a_folder_is_for_one_store(start: Start, tmp_path: Path) -> None:
+    """A second one over the same files is refused, and the first one's stay whole."""
+    kept = str(tmp_path / "kept")
+    port = free_port()
+    start("--listen", f"127.0.0.1:{port}", "--persist", kept).wait_until_ready()
+    second = start("--listen", f"127.0.0.1:{free_port()}", "--persist", kept)
+    _, said = second.process.communicate(timeout=120)
+    assert second.process.returncode == 2
+    assert "another store is using it" in said.splitlines()[-1]
+    with redis.Redis(port=port) as client:
+        assert client.set("a", 1)
+
+
+@pytest.mark.timeout(300)
+def test_damaged_files_are_named(start: Start, tmp_path: Path) -> None:
+    """A store whose files cannot be read says why."""
+    folder = tmp_path / "kept" / "appendonlydir"
+    folder.mkdir(parents=True)
+    (folder / "appendonly.aof.manifest").write_bytes(b"\0damaged\n")
+    running = start("--listen", f"127.0.0.1:{free_port()}", "--persist", str(tmp_path / "kept"))
+    _, said = running.process.communicate(timeout=120)
+    assert running.process.returncode == 37
+    assert "AOF" in said.splitlines()[-1] or "manifest" in said.splitlines()[-1], said
 
 
 @pytest.mark.timeout(300)

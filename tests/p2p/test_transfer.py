@@ -382,3 +382,13 @@ def test_an_image_is_kept_as_long_as_it_is_asked_for() -> None:
     sender.tick(now + 1.1 * IMAGE_LIFE_S)
     sender.on_want("r", more, 9, "later", now + 1.1 * IMAGE_LIFE_S)
     assert taken(sender) == [TakeImage(9)]
+
+
+def test_what_is_first_sent_to_somebody_is_not_old() -> None:
+    """Though it is asked for all the time: an outline tells of tensors that may have gone."""
+    sender = sender_at(4, 1)
+    for tenth in range(1, int(10 * IMAGE_LIFE_S)):
+        sender.on_want("r", FRESH, 4, "digest", tenth / 10)
+        assert TakeImage(4) not in taken(sender)
+    sender.on_want("r", FRESH, 4, "digest", IMAGE_LIFE_S)
+    assert taken(sender) == [TakeImage(4)]

@@ -30,6 +30,7 @@ def spinning(count: int) -> Iterator[None]:
 
 
 @pytest.mark.acceptance
+@pytest.mark.alone
 @pytest.mark.timeout(400)
 def test_twice_as_many_spinning_processes_as_cores(home: Path) -> None:
     """For two minutes; the first view is the only one, and steps go on."""

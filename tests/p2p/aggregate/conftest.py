@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.store_server import StoreServer
+from p2p.aggregate.bulk import BulkConnection
 from tests.p2p.aggregate.stores import DEBIAN_REDIS, OLDEST, Store, Wire, binary_of
 
 KINDS = ("valkey", "redis", pytest.param(OLDEST, marks=pytest.mark.acceptance))
@@ -58,3 +60,21 @@ def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
     yield make
     for each in made:
         each.stop()
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[StoreServer]]:
+    servers = [StoreServer(tmp_path_factory.mktemp("store")) for _ in range(2)]
+    for server in servers:
+        server.start()
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def urls(stores: list[StoreServer]) -> list[str]:
+    for server in stores:
+        with BulkConnection(server.url) as store:
+            store.execute("FLUSHALL")
+    return [server.url for server in stores]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fault.errors import InputError, StoreUnavailable
-from launcher.store_server import StoreServer
-from p2p.aggregate.bulk import DTYPES, BulkConnection, StoreError
+from fault.errors import InputError, StoreError, StoreUnavailable
+from launcher.store_server import Endpoint, StoreServer
+from p2p.aggregate.bulk import DTYPES, BulkConnection
+from p2p.aggregate.storing import ensure_stored, execution
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -90,11 +92,50 @@ def test_several_commands_in_one_round_trip(store: BulkConnection) -> None:
     assert replies == ["OK", b"1", None, 2, []]
 
 
-@pytest.mark.parametrize("url", ["", "http://x", "redis://", "redis://h:port", "unix://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "http://x", "redis://", "redis://h:port", "unix://", "redis://[::1:7", "redis://h/x"),
+        *("redis://:secret@h:99999", "redis://u:secret@[", "redis://u:secret@h?db=2"),
+    ],
+)
 def test_an_address_that_is_none(url: str) -> None:
-    """It is an error of the input, before anything is tried."""
-    with pytest.raises(InputError):
+    """It is an error of the input, before anything is tried, and tells no password."""
+    with pytest.raises(InputError) as raised:
         BulkConnection(url)
+    assert "secret" not in str(raised.value)
+
+
+def test_an_address_with_user_and_database(tmp_path: Path) -> None:
+    """The user's rights hold, tensors and scripts are in that database, and refusals are clear."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = StoreServer(tmp_path, listen=Endpoint("127.0.0.1", port), password="top")
+    server.start()
+    where = f"127.0.0.1:{port}"
+    try:
+        with BulkConnection(f"redis://:top@{where}") as store:
+            store.execute("ACL", "SETUSER", "anna", "on", ">secret", "~*", "+@all", "-flushall")
+        with BulkConnection(f"redis://anna:secret@{where}/3") as store:
+            store.push("x", np.ones(3, np.float32))
+            script = ensure_stored(store, "total")
+            store.execute(*execution(script, "total", ["x", "x"], ["y"]))
+            assert store.pull("y").tolist() == [2, 2, 2]
+            with pytest.raises(StoreError, match=f"{where}: NOPERM"):
+                store.execute("FLUSHALL")
+        with BulkConnection(f"redis://:top@{where}") as store:
+            assert store.execute("DBSIZE") == 0
+        with (
+            BulkConnection(f"redis://{where}") as store,
+            pytest.raises(StoreError, match="redis://:P"),
+        ):
+            store.execute("PING")
+        for refused in (f"redis://anna:wrong@{where}", f"redis://:top@{where}/99"):
+            with BulkConnection(refused) as store, pytest.raises(StoreUnavailable, match=where):
+                store.execute("PING")
+    finally:
+        server.stop()
 
 
 def test_a_store_that_goes_and_comes_back(tmp_path: Path) -> None:
