@@ -131,6 +131,9 @@ def test_options_that_make_no_sense_start_nothing(job: Path, home: Path) -> None
         (("--workers", "2"), "--aggregate database"),
         (("--store", "redis://h"), "--aggregate database"),
         (("--aggregate", "database", "--shards", "8"), "number of peers"),
+        (("--aggregate", "database", "--workers", "0"), "1 to"),
+        (("--aggregate", "database", "--store", "redis://:word@h:99999"), "redis://h:99999 is no"),
+        (("--aggregate", "database", "--store", "redis://[::1:7"), "is no store"),
     ):
         check(launch("run", job, "--home", home, *options), errors.InputError, said)
     check(launch("run", job.with_name("no.py"), "--home", home), errors.JobNotFound, "no.py")

@@ -163,7 +163,54 @@ def test_a_store_of_ones_own_may_die(
         name = f"database-own-{'persisted' if persists else 'empty'}"
         result = run(WORK, name, *faults, options=(*DATABASE, "--store", url))
         with BulkConnection(url) as left:
-            assert left.execute("KEYS", f"{name}*") == []
+            assert [key for key in left.items("KEYS", "*") if not key.startswith(b"mayfly:")] == []
+    assert result.weights == reference.weights
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+def test_a_full_store_ends_the_run_and_it_can_be_resumed(
+    home: Path, reference: Result, tmp_path: Path
+) -> None:
+    """The store's own words are the reason; with more memory the run comes to the same weights."""
+    with own_store(tmp_path, "redis://{}") as (_, url), BulkConnection(url) as store:
+        options = [*WORK.options, *DATABASE, "--store", url, "--checkpoint-every", "20"]
+        with LiveRun(JOB, home, "database-full", options) as live:
+            live.wait_for_step(60)
+            store.execute("CONFIG", "SET", "maxmemory", "1mb")
+            with pytest.raises(RuntimeError, match="exit code 38"):
+                live.result()
+            assert f"the store at {url.removeprefix('redis://')}: OOM" in live.said()
+            store.execute("CONFIG", "SET", "maxmemory", "0")
+            live.resume()
+            assert live.result().weights == reference.weights
+
+
+@dataclass(frozen=True)
+class RemoveTensors:
+    """Somebody deletes tensors of the run, again and again."""
+
+    step: int
+    url: str
+    times: int = 30
+
+    def strike(self, run: LiveRun) -> None:
+        with BulkConnection(self.url) as store:
+            for number in range(self.times):
+                keys = [key for key in store.items("KEYS", "*") if not key.endswith(b":ready")]
+                if keys:
+                    store.execute("DEL", sorted(keys)[number * 7919 % len(keys)])
+                time.sleep(0.02)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+def test_whatever_is_removed_from_a_store_is_put_there_again(
+    run: Play, reference: Result, tmp_path: Path
+) -> None:
+    with own_store(tmp_path, "redis://{}") as (_, url):
+        faults = (RemoveTensors(40, url), RemoveTensors(120, url))
+        result = run(WORK, "database-removed", *faults, options=(*DATABASE, "--store", url))
     assert result.weights == reference.weights
 
 
