@@ -97,7 +97,7 @@ def draw_schedule(seed: int) -> Schedule:
         peers=peers,
         shards=shards,
         steps=4 if large else draw.randint(50, 90) if limited else draw.randint(5, 10),
-        collective=draw.choice(["ring", "butterfly"]),
+        collective=draw.choice(["ring", "butterfly", "direct"]),
         pieces=1 if large else draw.choice([1, 1, 1, 2, 3]),
         time_limit_s=draw.uniform(5.5, 7.5) if limited else float("inf"),
         handover_margin_s=draw.choice([-1.0, 0.3, 0.3, 0.6]) if limited else -1.0,

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fault.errors import (
     JobNotFound,
@@ -35,7 +35,7 @@ from launcher.preload import imports_of
 from launcher.processes import FUNCTION, START_SECONDS
 from p2p.aggregate.engine.build import engine_path
 from p2p.aggregate.storing import check_store
-from p2p.spec import RunSpec
+from p2p.spec import Collective, RunSpec
 
 
 def create(home: Home, run: str, options: Options) -> RunFolder:
@@ -194,7 +194,7 @@ def _spec(
         folder=str(folder.path),
         relays=tuple(ready["relays"]),
         checkpoints=folder.checkpoints.as_uri(),
-        collective="butterfly" if options.collective == "butterfly" else "ring",
+        collective=cast(Collective, options.collective),
         checkpoint_every=options.checkpoint_every,
         evaluate_every=findings.evaluate_every,
         function=FUNCTION,

@@ -53,7 +53,7 @@ def run(
     job: JobArgument,
     peers: Annotated[int, typer.Option(help="Function peers to start with.")] = 4,
     shards: Annotated[int, typer.Option(help="Parts of each step's work; default: peers.")] = 0,
-    collective: Annotated[str, typer.Option(help="ring or butterfly.")] = "ring",
+    collective: Annotated[str, typer.Option(help="ring, butterfly or direct.")] = "ring",
     set_: SetOption = None,
     kill: Annotated[
         list[str] | None,

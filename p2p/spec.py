@@ -17,7 +17,7 @@ from fault.errors import InputError, JobNotFound, Refused
 from fault.records import Timing
 from p2p.transport.wire import VERSION as WIRE_VERSION
 
-Collective = Literal["ring", "butterfly"]
+Collective = Literal["ring", "butterfly", "direct"]
 Aggregation = Literal["peers", "database"]
 COLLECTIVES: tuple[str, ...] = get_args(Collective)
 AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)

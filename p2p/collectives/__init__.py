@@ -1,1 +1,1 @@
-"""Allreduce over shards: schedules are data (`ring`, `butterfly`), one executor runs them all."""
+"""Allreduce over shards: schedules are data (ring, butterfly, direct), one executor runs all."""

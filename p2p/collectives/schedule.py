@@ -6,7 +6,7 @@ Since an addition's operands and their order are in the schedule, the sum's bits
 else: not on which peer plays which node, and not on how often a hop was made.
 
 A node adds its reduce hops in the order of their rounds, hands the result on once, and later
-copies the total and spreads it. `ring.py` and `butterfly.py` only generate schedules.
+copies the total and spreads it. `ring.py`, `butterfly.py` and `direct.py` only generate schedules.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from p2p.collectives.butterfly import butterfly_hops
+from p2p.collectives.direct import direct_hops
 from p2p.collectives.hops import Hop
 from p2p.collectives.ring import ring_hops
 
 GENERATORS: dict[str, Callable[[int], tuple[int, list[Hop]]]] = {
     "ring": ring_hops,
     "butterfly": butterfly_hops,
+    "direct": direct_hops,
 }
 
 
@@ -62,7 +64,7 @@ class Unit:
 
 @lru_cache(maxsize=32)
 def make_schedule(name: str, nodes: int) -> Schedule:
-    """The schedule of `ring` or `butterfly` over `nodes` shards, from 1 on."""
+    """The schedule of a `GENERATORS` over `nodes` shards, from 1 on."""
     chunks, hops = GENERATORS[name](nodes)
     by_round = sorted(hops, key=lambda hop: hop.round)
     parts = []

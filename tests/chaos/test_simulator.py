@@ -32,7 +32,7 @@ def test_the_sample_has_every_kind_of_fault() -> None:
     """No kind of fault is left out of the seeds that are always played."""
     schedules = [draw_schedule(seed) for seed in range(400)]
     assert {fault.kind for each in schedules for fault in each.faults} == set(KINDS)
-    assert {each.collective for each in schedules} == {"ring", "butterfly"}
+    assert {each.collective for each in schedules} == {"ring", "butterfly", "direct"}
     assert {each.peers for each in schedules} >= {2, 3, 4, 5, 6, 8, 32}
     assert any(each.handover_margin_s > 0 for each in schedules)
     assert any(not each.handover_stagger for each in schedules)
@@ -47,7 +47,7 @@ def test_a_seed_replays_to_the_letter(seed: int) -> None:
     assert first and first == second
 
 
-@pytest.mark.parametrize("collective", ["ring", "butterfly"])
+@pytest.mark.parametrize("collective", ["ring", "butterfly", "direct"])
 @pytest.mark.parametrize("survivor", range(4))
 def test_all_but_one_may_die_at_once(collective: str, survivor: int) -> None:
     """Whoever is left carries the state on: the final digest is the faultless one."""

@@ -1,4 +1,4 @@
-"""Ring and butterfly as data: for every number of shards from 1 to 64 the sum is whole and ordered.
+"""The collectives as data: for every number of shards from 1 to 64 the sum is whole and ordered.
 
 What the schedules are compared with is written from their descriptions, not from their code.
 """
@@ -146,12 +146,13 @@ def tree(nodes: int) -> str:
     return row[0]
 
 
-def test_the_ring_adds_along_the_chain() -> None:
-    """Chunk c of the ring is summed from shard c on, one shard after the other."""
+@pytest.mark.parametrize("name", ["ring", "direct"])
+def test_ring_and_direct_add_along_the_chain(name: str) -> None:
+    """Chunk c is summed from shard c on, one shard after the other."""
     for nodes in (*range(1, 18), 33, 64):
-        assert make_schedule("ring", nodes).chunks == nodes
+        assert make_schedule(name, nodes).chunks == nodes
         for chunk in range(nodes):
-            assert additions("ring", nodes, chunk) == chain(nodes, chunk)
+            assert additions(name, nodes, chunk) == chain(nodes, chunk)
 
 
 def test_the_butterfly_adds_in_one_tree_over_neighbours() -> None:
@@ -181,6 +182,17 @@ def test_the_ring_is_bandwidth_optimal() -> None:
         assert max(Counter((hop.round, hop.source) for hop in hops).values(), default=1) == 1
         assert {hop.round for hop in hops} == set(range(2 * (nodes - 1)))
         assert all(hop.destination == (hop.source + 1) % nodes for hop in hops)
+
+
+def test_direct_is_bandwidth_optimal_and_waits_for_nobody_in_between() -> None:
+    """Every node sends its own contribution to the owner of a chunk, and its total to all."""
+    for nodes in COUNTS:
+        chunks, hops = GENERATORS["direct"](nodes)
+        sent, heard = sent_and_heard("direct", nodes)
+        for node in range(nodes):
+            assert sent[node] == heard[node] == 2 * (nodes - 1) and chunks == nodes
+        assert all(hop.destination == hop.chunk for hop in hops if hop.adds)
+        assert all(hop.source == hop.chunk for hop in hops if not hop.adds)
 
 
 def test_the_butterfly_takes_logarithmic_rounds() -> None:
