@@ -22,6 +22,7 @@ Aggregation = Literal["peers", "database"]
 COLLECTIVES: tuple[str, ...] = get_args(Collective)
 AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
 SHARDS_LIMIT = 64
+SEGMENT_BYTES = 1 << 20
 
 
 def job_source(job: Path | str) -> bytes:
@@ -70,7 +71,7 @@ class RunSpec:
     checkpoints: str
     """URL of the folder that takes the checkpoints."""
     collective: Collective = "ring"
-    segment_bytes: int = 1 << 20
+    segment_bytes: int = SEGMENT_BYTES
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     evaluate_every: int = 0

@@ -1,0 +1,160 @@
+"""Allreduce beside Gloo's, on one machine.
+
+    python -m benchmarks.collectives --json
+
+N processes sum vectors of 4 KB to 94 MB, again and again: by Mayfly's step cycle, with all that is
+on the way of its bytes, and by `torch.distributed` with Gloo. Both are alive at the same time and
+measured in turns; a figure is the median of the samples, a sample the mean over several sums in a
+row, of the slowest process. `speed` is how many times as fast as Gloo's ours is.
+
+Each of `ways` is how the bytes go: `relay` through one relay's Unix socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any
+
+from benchmarks.report import finish, say, surroundings, table, unwind_when_terminated
+
+PROCESSES = (2, 4, 8)
+SIZES = {"4KB": 1 << 10, "64KB": 1 << 14, "1MB": 1 << 18, "4MB": 1 << 20, "47MB": 11_750_000}
+SIZES["94MB"] = 23_500_000
+SAMPLE_BYTES = 32 << 20
+"""A sample sums so much in a row, or a vector of more once."""
+REPEATS_LIMIT = 50
+WAYS = ("relay",)
+
+
+class Group:
+    """The processes that sum together, ready for any number of vectors."""
+
+    def __init__(self, size: int, *options: str) -> None:
+        self._processes = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "benchmarks.reducing"),
+                    *("--rank", str(rank), "--size", str(size), *options),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            for rank in range(size)
+        ]
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+    def prepare(self, length: int) -> None:
+        self._ask({"length": length})
+
+    def sample(self, repeat: int) -> float:
+        """Seconds for one sum."""
+        return self._ask({"repeat": repeat}) / repeat
+
+    def _ask(self, wanted: dict[str, int]) -> float:
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(wanted).encode() + b"\n")
+            process.stdin.flush()
+        answers = []
+        for process in self._processes:
+            assert process.stdout is not None
+            answers.append(float(json.loads(process.stdout.readline())["seconds"]))
+        return max(answers)
+
+
+class Relay:
+    """A relay of ours, in its own process, on a Unix socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.endpoint = f"ipc://{folder}/relay"
+        command = [sys.executable, "-m", "p2p.transport.relay", "--bind", self.endpoint]
+        self._process = subprocess.Popen(command)
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def measure(size: int, ways: list[str], sizes: list[str], samples: int, collective: str) -> Any:
+    """For each size of vector: milliseconds of Gloo, and of each way with how often as fast."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        relay = stack.enter_context(Relay(folder))
+        options = ["--relay", relay.endpoint, "--collective", collective]
+        groups = {way: stack.enter_context(Group(size, *options)) for way in ways}
+        gloo = stack.enter_context(Group(size, "--gloo", str(folder / "gloo")))
+        found = {}
+        for name in sizes:
+            length = SIZES[name]
+            repeat = min(REPEATS_LIMIT, max(1, SAMPLE_BYTES // (4 * length)))
+            everyone = {"gloo": gloo, **groups}
+            times: dict[str, list[float]] = {way: [] for way in everyone}
+            for group in everyone.values():
+                group.prepare(length)
+                group.sample(1)
+            for _ in range(samples):
+                for way, group in everyone.items():
+                    times[way].append(group.sample(repeat))
+            row: dict[str, Any] = {
+                f"{way}_ms": round(1000 * median(each), 3) for way, each in times.items()
+            }
+            for way in ways:
+                row[f"{way}_speed"] = round(median(times["gloo"]) / median(times[way]), 2)
+            found[name] = row
+            say(f"N = {size}, {name}: {row}")
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument("--samples", type=int, default=9)
+    parser.add_argument("--processes", type=int, nargs="*", default=[*PROCESSES])
+    parser.add_argument("--ways", nargs="*", default=[*WAYS], choices=WAYS)
+    parser.add_argument("--sizes", nargs="*", default=[*SIZES], choices=[*SIZES])
+    parser.add_argument("--collective", default="ring")
+    options = parser.parse_args()
+    unwind_when_terminated()
+    found: dict[str, Any] = {"benchmark": "collectives", **surroundings()}
+    found["collective"] = options.collective
+    for size in options.processes:
+        found[f"N={size}"] = measure(
+            size, options.ways, options.sizes, options.samples, options.collective
+        )
+    for size in options.processes:
+        rows = [[name, *row.values()] for name, row in found[f"N={size}"].items()]
+        if rows:
+            table([f"N = {size}", *next(iter(found[f"N={size}"].values()))], rows)
+    finish(found, options.json)
+
+
+if __name__ == "__main__":
+    main()

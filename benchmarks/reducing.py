@@ -1,0 +1,185 @@
+"""One process of an allreduce that is measured: ours, or Gloo's. Started by `collectives.py`.
+
+It reads lines of JSON from its standard input and answers each with one. `{"length": n}` makes
+ready for vectors of n float32; `{"repeat": k}` sums k of them, one after another, and answers with
+the seconds that it took, after one more that is not counted, in which the processes meet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import zmq
+
+from fault.records import Timing, View
+from p2p.actions import Apply, Compute, Send
+from p2p.collectives.schedule import make_schedule, make_units
+from p2p.messages import KINDS, Ask, Message, NotYet, Segment, Total
+from p2p.spec import SEGMENT_BYTES
+from p2p.steps import Shape, Steps
+from p2p.transport.link import ControlAndBulk
+from p2p.transport.wire import WireFormat
+
+BATCH_STEPS = 1_000_000
+KEPT = 3
+"""Vectors in turn: the last step's is still referred to by what is being sent."""
+GLANCE_MS = 100
+
+
+class Reducer(Protocol):
+    def prepare(self, length: int) -> None: ...
+    def reduce(self, repeat: int) -> None: ...
+    def lines(self) -> Iterator[bytes]: ...
+
+
+class Mayfly:
+    """The step cycle of a peer and the way of its bytes, of which only the sums are made."""
+
+    def __init__(self, rank: int, size: int, relays: list[str], collective: str) -> None:
+        members = tuple([f"{each}.1.benchmark" for each in range(size)])
+        self.me = members[rank]
+        self._view = View(0, "benchmark", members, members, size)
+        self._collective = collective
+        self._link = ControlAndBulk(self.me.encode(), relays)
+        self._wire: WireFormat[Message] = WireFormat(KINDS)
+        self._poller = zmq.Poller()
+        for each in (*self._link.sockets(), 0):
+            self._poller.register(each, zmq.POLLIN)
+        self._out: list[object] = []
+        self._batch = 0
+        self._steps: Steps | None = None
+
+    def prepare(self, length: int) -> None:
+        size = len(self._view.members)
+        schedule = make_schedule(self._collective, size)
+        units = make_units(length, schedule.chunks, SEGMENT_BYTES)
+        shape = Shape(size, 1 << 60, schedule, units, length)
+        self._batch += 1
+        self._vectors = [np.zeros(length, np.float32) for _ in range(KEPT)]
+        self._left = 0
+        steps = Steps(self.me, shape, Timing(), self._out, lambda *_: None, lambda *_: None)
+        steps.stand_at(self._batch * BATCH_STEPS, f"batch {self._batch}", None)
+        self._steps = steps
+
+    def reduce(self, repeat: int) -> None:
+        steps, now = self._steps, time.monotonic()
+        assert steps is not None
+        self._left = repeat
+        if steps.view is None:
+            steps.enter(self._view, now)
+        else:
+            steps.begin(now)
+        self._carry_out(steps)
+        while self._left:
+            self._serve(steps)
+
+    def lines(self) -> Iterator[bytes]:
+        """While none comes, the others get what they lack."""
+        while True:
+            if dict(self._poller.poll(GLANCE_MS)).get(0):
+                line = os.read(0, 4096)
+                if not line:
+                    return
+                yield line
+            elif self._steps is not None:
+                self._serve(self._steps, 0)
+
+    def _serve(self, steps: Steps, timeout_ms: int = GLANCE_MS) -> None:
+        self._poller.poll(timeout_ms)
+        while (received := self._link.receive()) is not None:
+            source, frames = received
+            message, peer, now = self._wire.decode(frames), source.decode(), time.monotonic()
+            steps.heard_at = now
+            match message:
+                case Segment():
+                    steps.on_segment(peer, message, now)
+                case Total():
+                    steps.on_total(peer, message, now)
+                case Ask():
+                    steps.on_ask(peer, message)
+                case NotYet():
+                    steps.on_not_yet(peer, message, now)
+            self._carry_out(steps)
+        steps.tick(time.monotonic())
+        self._carry_out(steps)
+
+    def _carry_out(self, steps: Steps) -> None:
+        index = 0
+        while index < len(self._out):
+            action = self._out[index]
+            index += 1
+            match action:
+                case Send():
+                    frames = self._wire.encode(action.message)
+                    self._link.send_bulk(action.to.encode(), frames)
+                case Compute():
+                    vector = self._vectors[action.step % KEPT]
+                    steps.on_contribution(action.step, action.shard, vector, time.monotonic())
+                case Apply():
+                    steps.stand_at(action.step + 1, steps.digest, action.mean)
+                    self._left -= 1
+                    if self._left:
+                        steps.begin(time.monotonic())
+        self._out.clear()
+
+
+class Gloo:
+    """`torch.distributed.all_reduce`, in place."""
+
+    def __init__(self, rank: int, size: int, store: str) -> None:
+        import torch
+        from torch import distributed
+
+        self._distributed = distributed
+        torch.set_num_threads(1)
+        distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=size)
+        self._zeros = torch.zeros
+
+    def prepare(self, length: int) -> None:
+        self._vector = self._zeros(length)
+
+    def reduce(self, repeat: int) -> None:
+        for _ in range(repeat):
+            self._distributed.all_reduce(self._vector)
+
+    def lines(self) -> Iterator[bytes]:
+        while line := os.read(0, 4096):
+            yield line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--size", type=int, required=True)
+    parser.add_argument("--gloo", metavar="FILE")
+    parser.add_argument("--relay", action="append")
+    parser.add_argument("--collective", default="ring")
+    options = parser.parse_args()
+    reducer: Reducer
+    if options.gloo:
+        reducer = Gloo(options.rank, options.size, options.gloo)
+    else:
+        reducer = Mayfly(options.rank, options.size, options.relay, options.collective)
+    for line in reducer.lines():
+        wanted: dict[str, Any] = json.loads(line)
+        seconds = 0.0
+        if "length" in wanted:
+            reducer.prepare(wanted["length"])
+        else:
+            reducer.reduce(1)
+            began = time.perf_counter()
+            reducer.reduce(wanted["repeat"])
+            seconds = time.perf_counter() - began
+        sys.stdout.write(json.dumps({"seconds": seconds}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
