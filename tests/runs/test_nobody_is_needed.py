@@ -50,7 +50,7 @@ PHASES = {"invited": 0.0, "booting": 0.1, "following": 0.5, "swapping": 1.5}
 
 def alone(steps: int) -> dict[str, Faults]:
     """Each fault by itself, by name, in a run of so many steps."""
-    early, middle, late = steps // 10, steps // 3, steps * 2 // 3
+    early, middle = steps // 10, steps // 3
     return {
         "relay": (KillPart(middle, ("relay-0",)),),
         "relays": (KillPart(middle, ("relay-0", "relay-1")),),
@@ -61,7 +61,7 @@ def alone(steps: int) -> dict[str, Faults]:
         "emulator": (KillPart(middle, ("emulator",)),),
         "everything": (KillEverything(middle),),
         "scale": tuple(
-            Scale(early + index * (late - early) // 4, slots)
+            Scale(early + index * (middle - early) // 4, slots)
             for index, slots in enumerate((2, 4, 1, 3))
         ),
     }
