@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cctype>
+#include <charconv>
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
@@ -94,7 +95,12 @@ class Words {
 };
 
 // A decimal int64, all of the word.
-std::optional<int64_t> integer_of(std::string_view word);
+inline std::optional<int64_t> integer_of(std::string_view word) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
+  if (error != std::errc() || end != word.data() + word.size()) return std::nullopt;
+  return value;
+}
 
 class Arguments {
  public:

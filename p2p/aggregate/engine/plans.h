@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "commands_in_scripts.h"
+#include "replies.h"
 #include "scripts.h"
 #include "tensors.h"
 
@@ -65,9 +66,5 @@ Plan read_script_plan(server::Context* context, Arguments words);
 // The plan of `[ROUTING …] [LOAD …] [PERSIST …] [TIMEOUT ms] |> operation |> …`.
 // Throws CommandError.
 Plan read_dag_plan(server::Context* context, Arguments words, bool read_only);
-
-// Where the keys are in these two commands; unreadable ones have as many as can be made out.
-std::vector<int> script_key_positions(server::String** words, int count);
-std::vector<int> dag_key_positions(server::String** words, int count);
 
 }  // namespace engine

@@ -159,54 +159,6 @@ at::Tensor read_values(Type type, const Shape& shape, Arguments words) {
   return data;
 }
 
-template <typename Element>
-void reply_with_elements(server::Context* context, const StoredTensor& tensor) {
-  const auto* from = static_cast<const Element*>(tensor.data.const_data_ptr());
-  const int64_t count = tensor.data.numel();
-  server::ReplyWithArray(context, count);
-  for (int64_t i = 0; i < count; ++i) {
-    if constexpr (std::is_floating_point_v<Element>) {
-      server::ReplyWithDouble(context, from[i]);
-    } else {
-      server::ReplyWithLongLong(context, from[i]);
-    }
-  }
-}
-
-void reply_with_strings(server::Context* context, const StoredTensor& tensor) {
-  std::string_view bytes = tensor.bytes();
-  server::ReplyWithArray(context, std::count(bytes.begin(), bytes.end(), '\0'));
-  while (!bytes.empty()) {
-    const size_t end = bytes.find('\0');
-    server::ReplyWithStringBuffer(context, bytes.data(), end);
-    bytes.remove_prefix(end + 1);
-  }
-}
-
-void reply_with_values(server::Context* context, const StoredTensor& tensor) {
-  switch (tensor.type) {
-    case Type::kFloat: return reply_with_elements<float>(context, tensor);
-    case Type::kDouble: return reply_with_elements<double>(context, tensor);
-    case Type::kInt8: return reply_with_elements<int8_t>(context, tensor);
-    case Type::kInt16: return reply_with_elements<int16_t>(context, tensor);
-    case Type::kInt32: return reply_with_elements<int32_t>(context, tensor);
-    case Type::kInt64: return reply_with_elements<int64_t>(context, tensor);
-    case Type::kUInt8: return reply_with_elements<uint8_t>(context, tensor);
-    case Type::kUInt16: return reply_with_elements<uint16_t>(context, tensor);
-    case Type::kBool: return reply_with_elements<bool>(context, tensor);
-    case Type::kString: return reply_with_strings(context, tensor);
-  }
-}
-
-void reply_with_word(server::Context* context, std::string_view word) {
-  server::ReplyWithStringBuffer(context, word.data(), word.size());
-}
-
-void reply_with_blob(server::Context* context, const StoredTensor& tensor) {
-  const std::string_view bytes = tensor.bytes();
-  server::ReplyWithStringBuffer(context, bytes.data(), bytes.size());
-}
-
 }  // namespace
 
 const char* name_of(Type type) { return facts_of(type).name; }
@@ -251,43 +203,6 @@ StoredTensor restore_tensor(Type type, std::vector<int64_t> dims, std::string_vi
   return {type, std::move(shape.dims), std::move(data)};
 }
 
-Format read_format(Arguments arguments) {
-  Format format;
-  if (arguments.empty()) return {.meta = true, .blob = true};
-  while (!arguments.empty()) {
-    if (arguments.accept("META")) {
-      format.meta = true;
-    } else if (arguments.accept("BLOB")) {
-      format.blob = true;
-    } else if (arguments.accept("VALUES")) {
-      format.values = true;
-    } else {
-      throw CommandError("ERR unsupported data format");
-    }
-  }
-  if (format.blob && format.values) throw CommandError("ERR both BLOB and VALUES specified");
-  return format;
-}
-
-void reply_with(server::Context* context, const StoredTensor& tensor, Format format) {
-  if (!format.meta) {
-    return format.blob ? reply_with_blob(context, tensor) : reply_with_values(context, tensor);
-  }
-  server::ReplyWithArray(context, format.blob || format.values ? 6 : 4);
-  reply_with_word(context, "dtype");
-  reply_with_word(context, name_of(tensor.type));
-  reply_with_word(context, "shape");
-  server::ReplyWithArray(context, static_cast<long>(tensor.shape.size()));
-  for (const int64_t dim : tensor.shape) server::ReplyWithLongLong(context, dim);
-  if (format.blob) {
-    reply_with_word(context, "blob");
-    reply_with_blob(context, tensor);
-  } else if (format.values) {
-    reply_with_word(context, "values");
-    reply_with_values(context, tensor);
-  }
-}
-
 at::Tensor lend(const StoredTensor& tensor) {
   if (tensor.type == Type::kUInt16) throw CommandError("Unsupported kUInt bits 16");
   if (tensor.type == Type::kString) throw CommandError("Unsupported code 7");
@@ -315,13 +230,6 @@ StoredTensor adopt(at::Tensor tensor) {
   stored.shape = tensor.sizes().vec();
   stored.data = std::move(tensor);
   return stored;
-}
-
-std::optional<int64_t> integer_of(std::string_view word) {
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-  if (error != std::errc() || end != word.data() + word.size()) return std::nullopt;
-  return value;
 }
 
 }  // namespace engine

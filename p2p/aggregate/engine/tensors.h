@@ -1,4 +1,4 @@
-// Tensors as values of keys: type, shape and bytes; how a command states them and a reply shows them.
+// Tensors as values of keys: type, shape and bytes; how commands state and scripts get them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -25,13 +25,6 @@ struct StoredTensor {
   std::string_view bytes() const;
 };
 
-// How AI.TENSORGET shows one.
-struct Format {
-  bool meta = false;
-  bool blob = false;
-  bool values = false;
-};
-
 // Reads `type [dim …] [BLOB data | VALUES v …]`. Throws CommandError; c10::Error if memory is short.
 // A client cannot set a tensor without elements, but a script's output may be one: then the log and
 // the replicas have to.
@@ -39,11 +32,6 @@ StoredTensor read_tensor(Arguments arguments, bool may_be_empty);
 
 // The tensor of this type, this shape and these bytes. Throws as `read_tensor`.
 StoredTensor restore_tensor(Type type, std::vector<int64_t> shape, std::string_view bytes);
-
-// Reads `[META] [BLOB | VALUES]`. Throws CommandError.
-Format read_format(Arguments arguments);
-
-void reply_with(server::Context* context, const StoredTensor& tensor, Format format);
 
 // What a script gets: a tensor of its own, which shares the bytes until it writes to them.
 // Throws CommandError for a type that a script cannot take.
