@@ -18,7 +18,7 @@ from p2p.aggregate.engine.build import engine_path
 
 DEBIAN_REDIS = Path("/usr/bin/redis-server")
 OLDEST = "redis-6.2"
-REPLY_SECONDS = 10.0
+REPLY_SECONDS = 60.0
 START_SECONDS = 60.0
 READY = re.compile(rb"eady to accept connections")
 
