@@ -7,7 +7,8 @@ on the way of its bytes, and by `torch.distributed` with Gloo. Both are alive at
 measured in turns; a figure is the median of the samples, a sample the mean over several sums in a
 row, of the slowest process. `speed` is how many times as fast as Gloo's ours is.
 
-Each of `ways` is how the bytes go: `relay` through one relay's Unix socket.
+Three ways for the bytes: `host`, between processes of one host as it is fastest; `tcp`, over TCP
+from process to process; `relay`, through one relay's Unix socket.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ SIZES["94MB"] = 23_500_000
 SAMPLE_BYTES = 32 << 20
 """A sample sums so much in a row, or a vector of more once."""
 REPEATS_LIMIT = 50
-WAYS = ("relay",)
+WAYS = {
+    "host": "ipc://{folder}/peer-{{}}",
+    "tcp": "tcp://127.0.0.1:*",
+    "relay": "",
+}
 
 
 class Group:
@@ -86,7 +91,7 @@ class Relay:
     """A relay of ours, in its own process, on a Unix socket."""
 
     def __init__(self, folder: Path) -> None:
-        self.endpoint = f"ipc://{folder}/relay"
+        self.endpoint = f"ipc://{folder}/relay.sock"
         command = [sys.executable, "-m", "p2p.transport.relay", "--bind", self.endpoint]
         self._process = subprocess.Popen(command)
 
@@ -109,7 +114,12 @@ def measure(size: int, ways: list[str], sizes: list[str], samples: int, collecti
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         relay = stack.enter_context(Relay(folder))
         options = ["--relay", relay.endpoint, "--collective", collective]
-        groups = {way: stack.enter_context(Group(size, *options)) for way in ways}
+        groups = {}
+        for way in ways:
+            place = folder / way
+            place.mkdir(mode=0o700)
+            direct = ["--direct", WAYS[way].format(folder=place)]
+            groups[way] = stack.enter_context(Group(size, *options, *direct))
         gloo = stack.enter_context(Group(size, "--gloo", str(folder / "gloo")))
         found = {}
         for name in sizes:

@@ -15,16 +15,17 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import numpy as np
 import zmq
 
 from fault.records import Timing, View
 from p2p.actions import Apply, Compute, Send
 from p2p.collectives.schedule import make_schedule, make_units
-from p2p.messages import KINDS, Ask, Message, NotYet, Segment, Total
+from p2p.messages import KINDS, Ask, Hello, Message, NotYet, Segment, Total
 from p2p.spec import SEGMENT_BYTES
 from p2p.steps import Shape, Steps
+from p2p.transport.direct import DirectLinks
 from p2p.transport.link import ControlAndBulk
+from p2p.transport.shared import Pool
 from p2p.transport.wire import WireFormat
 
 BATCH_STEPS = 1_000_000
@@ -42,7 +43,9 @@ class Reducer(Protocol):
 class Mayfly:
     """The step cycle of a peer and the way of its bytes, of which only the sums are made."""
 
-    def __init__(self, rank: int, size: int, relays: list[str], collective: str) -> None:
+    def __init__(
+        self, rank: int, size: int, relays: list[str], direct: str, collective: str
+    ) -> None:
         members = tuple([f"{each}.1.benchmark" for each in range(size)])
         self.me = members[rank]
         self._view = View(0, "benchmark", members, members, size)
@@ -52,6 +55,10 @@ class Mayfly:
         self._poller = zmq.Poller()
         for each in (*self._link.sockets(), 0):
             self._poller.register(each, zmq.POLLIN)
+        self._pool = Pool()
+        binds = [direct.format(rank)] if direct else []
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._direct = DirectLinks(self.me, binds, context, self._poller, self._wire, self._pool)
         self._out: list[object] = []
         self._batch = 0
         self._steps: Steps | None = None
@@ -62,9 +69,12 @@ class Mayfly:
         units = make_units(length, schedule.chunks, SEGMENT_BYTES)
         shape = Shape(size, 1 << 60, schedule, units, length)
         self._batch += 1
-        self._vectors = [np.zeros(length, np.float32) for _ in range(KEPT)]
+        self._vectors = [self._pool.take(length) for _ in range(KEPT)]
+        for vector in self._vectors:
+            vector[:] = 0
         self._left = 0
-        steps = Steps(self.me, shape, Timing(), self._out, lambda *_: None, lambda *_: None)
+        nothing: Any = lambda *_: None  # noqa: E731
+        steps = Steps(self.me, shape, Timing(), self._out, nothing, nothing, self._pool)
         steps.stand_at(self._batch * BATCH_STEPS, f"batch {self._batch}", None)
         self._steps = steps
 
@@ -93,21 +103,31 @@ class Mayfly:
 
     def _serve(self, steps: Steps, timeout_ms: int = GLANCE_MS) -> None:
         self._poller.poll(timeout_ms)
+        now = time.monotonic()
         while (received := self._link.receive()) is not None:
-            source, frames = received
-            message, peer, now = self._wire.decode(frames), source.decode(), time.monotonic()
-            steps.heard_at = now
-            match message:
-                case Segment():
-                    steps.on_segment(peer, message, now)
-                case Total():
-                    steps.on_total(peer, message, now)
-                case Ask():
-                    steps.on_ask(peer, message)
-                case NotYet():
-                    steps.on_not_yet(peer, message, now)
-            self._carry_out(steps)
+            peer, message = received[0].decode(), self._wire.decode(received[1])
+            if isinstance(message, Hello):
+                self._direct.on_hello(peer, message, now)
+            elif isinstance(message, Segment) and (hello := self._direct.hello(peer, now)):
+                self._link.send_control(peer.encode(), self._wire.encode(hello))
+            self._take(steps, peer, message)
+        while (direct := self._direct.receive(now)) is not None:
+            self._take(steps, *direct)
+        self._direct.tick(now)
         steps.tick(time.monotonic())
+        self._carry_out(steps)
+
+    def _take(self, steps: Steps, peer: str, message: Message) -> None:
+        steps.heard_at = now = time.monotonic()
+        match message:
+            case Segment():
+                steps.on_segment(peer, message, now)
+            case Total():
+                steps.on_total(peer, message, now)
+            case Ask():
+                steps.on_ask(peer, message)
+            case NotYet():
+                steps.on_not_yet(peer, message, now)
         self._carry_out(steps)
 
     def _carry_out(self, steps: Steps) -> None:
@@ -117,8 +137,9 @@ class Mayfly:
             index += 1
             match action:
                 case Send():
-                    frames = self._wire.encode(action.message)
-                    self._link.send_bulk(action.to.encode(), frames)
+                    if action.again or not self._direct.send(action.to, action.message):
+                        frames = self._wire.encode(action.message)
+                        self._link.send_bulk(action.to.encode(), frames)
                 case Compute():
                     vector = self._vectors[action.step % KEPT]
                     steps.on_contribution(action.step, action.shard, vector, time.monotonic())
@@ -160,13 +181,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--gloo", metavar="FILE")
     parser.add_argument("--relay", action="append")
+    parser.add_argument("--direct", default="", help="where it listens itself; {} is its rank")
     parser.add_argument("--collective", default="ring")
     options = parser.parse_args()
     reducer: Reducer
     if options.gloo:
         reducer = Gloo(options.rank, options.size, options.gloo)
     else:
-        reducer = Mayfly(options.rank, options.size, options.relay, options.collective)
+        reducer = Mayfly(
+            options.rank, options.size, options.relay, options.direct, options.collective
+        )
     for line in reducer.lines():
         wanted: dict[str, Any] = json.loads(line)
         seconds = 0.0

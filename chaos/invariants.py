@@ -9,7 +9,7 @@ from fault.records import Peer, View, generation_of, slot_of
 if TYPE_CHECKING:
     from chaos.simulated_peer import SimulatedPeer
     from chaos.world import World
-    from p2p.collectives.executor import Vector
+    from p2p.collectives.memory import Vector
 
 HARMLESS = frozenset(
     {"registry-down", "relay-down", "event-doubled", "event-late", "checkpoint-broken", "slow"}

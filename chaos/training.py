@@ -12,7 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from p2p.collectives.executor import Executor, Vector
+from p2p.collectives.executor import Executor
+from p2p.collectives.memory import Vector
 from p2p.collectives.schedule import make_schedule, make_units
 from p2p.steps import Shape
 

@@ -35,7 +35,7 @@ from launcher.preload import imports_of
 from launcher.processes import FUNCTION, START_SECONDS
 from p2p.aggregate.engine.build import engine_path
 from p2p.aggregate.storing import check_store
-from p2p.spec import Collective, RunSpec
+from p2p.spec import Collective, Links, RunSpec
 
 
 def create(home: Home, run: str, options: Options) -> RunFolder:
@@ -195,6 +195,7 @@ def _spec(
         relays=tuple(ready["relays"]),
         checkpoints=folder.checkpoints.as_uri(),
         collective=cast(Collective, options.collective),
+        links=cast(Links, options.links),
         checkpoint_every=options.checkpoint_every,
         evaluate_every=findings.evaluate_every,
         function=FUNCTION,

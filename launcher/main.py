@@ -65,6 +65,9 @@ def run(
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     threads: ThreadsOption = 1,
     relays: Annotated[int, typer.Option(help="Relays that the peers speak through.")] = 1,
+    links: Annotated[
+        str, typer.Option(help="relay, direct (over TCP) or auto: past the relays within a host.")
+    ] = "auto",
     aggregate: Annotated[
         str, typer.Option(help="peers, or database: gradients and optimizer in a store.")
     ] = "peers",
@@ -102,6 +105,7 @@ def run(
         peers,
         shards,
         collective,
+        links,
         _settings(set_ or []),
         tuple([_kill(each) for each in kill or []]),
         time_limit,

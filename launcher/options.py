@@ -13,7 +13,7 @@ from pathlib import Path
 from fault.errors import InputError, TimeLimitTooShort
 from fault.records import Timing
 from p2p.aggregate.rules import Robust
-from p2p.spec import AGGREGATIONS, COLLECTIVES, SHARDS_LIMIT
+from p2p.spec import AGGREGATIONS, COLLECTIVES, LINKS, SHARDS_LIMIT
 
 STARTS = ("cold", "warm", "snapshot")
 """A new process each time; one that is free, or a new one; one that is free, or a fork of a process
@@ -35,6 +35,7 @@ class Options:
     shards: int = 0
     """0 for as many as peers."""
     collective: str = "ring"
+    links: str = "auto"
     settings: Mapping[str, str] = field(default_factory=dict)
     kills: tuple[tuple[int, int], ...] = ()
     time_limit_s: float = 900.0
@@ -47,7 +48,6 @@ class Options:
     """Where contributions are summed and the optimizer works: in the peers, or in a database."""
     workers: int = -1
     """Of each peer; -1 for one, with a database, and else none."""
-    """Of each peer, when a database aggregates; 0 for one."""
     stores: str = "shared"
     """One store for all, or one for each peer."""
     store: str = ""
@@ -117,6 +117,7 @@ class Options:
                 not database or self.shards == self.peers,
                 f"--shards {self.shards}: with --aggregate database it is the number of peers",
             ),
+            (self.links in LINKS, f"--links {self.links}: it is one of {', '.join(LINKS)}"),
             (self.start in STARTS, f"--start {self.start}: it is one of {', '.join(STARTS)}"),
             (
                 self.collective in COLLECTIVES,

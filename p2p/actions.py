@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fault.records import Peer
-from p2p.collectives.executor import Vector
+from p2p.collectives.memory import Vector
 from p2p.messages import Message
 
 
@@ -15,6 +15,8 @@ class Send:
 
     to: Peer
     message: Message
+    again: bool = False
+    """It was asked for; the first may have got lost, so this goes another way if there is one."""
 
 
 @dataclass(slots=True)

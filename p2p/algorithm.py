@@ -21,6 +21,7 @@ from torch.utils.data import default_collate
 from xxhash import xxh3_128
 
 from fault.errors import ImpureTask, InvalidTask
+from p2p.collectives.memory import Memory, PlainMemory
 from p2p.flat import Entry, aligned_bytes
 from p2p.plan import Plan
 from p2p.seeding import NO_SHARD, same_arithmetic, seeded
@@ -69,6 +70,8 @@ class GradientAveraging:
         self.task = task
         self.state = state
         self.plan = plan
+        self.memory: Memory = PlainMemory()
+        """Where contributions lie."""
         flat = state.flat
         if not flat.trainable:
             raise InvalidTask("the model has no parameter that requires a gradient")
@@ -195,7 +198,8 @@ class GradientAveraging:
 
     def contribution_at(self, step: int, shard: int, on_progress: Progress) -> Vector:
         """As `contribution`, to a step that need not be the state's own."""
-        vector = np.zeros(self.length, dtype=np.float32)
+        vector = self.memory.take(self.length)
+        vector.fill(0)
         if self.plan.shard_size(shard, step) == 0:
             return vector
         same_arithmetic()

@@ -25,6 +25,7 @@ from fault.records import Outcome, Peer, slot_of
 from p2p.actions import Apply, Compute, Evaluate, LoadState, TakeImage, WritePieces
 from p2p.aggregate.parts import build
 from p2p.algorithm import Algorithm, probe
+from p2p.collectives.memory import Memory
 from p2p.core import Core
 from p2p.evaluation import StateSender
 from p2p.final import write_final
@@ -41,6 +42,9 @@ Call = Callable[[Core, float], None]
 
 class Surroundings(Protocol):
     """What the computer needs of the peer it belongs to. Called from several threads."""
+
+    @property
+    def memory(self) -> Memory: ...
 
     def post(self, call: Call) -> None: ...
     def stepped(self, step: int, loss: float) -> None: ...
@@ -87,6 +91,7 @@ class Computer:
         built = build(spec)
         self.task, self.state = built.task, built.state
         self.algorithm: Algorithm = built.algorithm
+        built.algorithm.memory = self.peer.memory
         probed = probe(self.state, self.algorithm, self._on_progress)
         if spec.aggregate == "database":
             from p2p.aggregate.averaging import DatabaseAveraging

@@ -14,7 +14,7 @@ from fault.membership import Membership
 from fault.records import Contact, Doing, Outcome, Peer, Proposal, Snapshot, Suspect, Timing, View
 from p2p import messages
 from p2p.actions import Evaluate, Send, WritePieces
-from p2p.collectives.executor import Vector
+from p2p.collectives.memory import Memory, Vector
 from p2p.following import Follower, Leader
 from p2p.handover import HandOver
 from p2p.steps import Shape, Steps
@@ -39,6 +39,7 @@ class Core:
         evaluate_every: int = 0,
         predecessor: Peer = "",
         deadline: float = float("inf"),
+        memory: Memory | None = None,
     ) -> None:
         self.me = me
         self.shape = shape
@@ -51,9 +52,8 @@ class Core:
         )
         self.leader = Leader(shape, self.out)
         self.follower = Follower(shape, self.out)
-        self.steps = Steps(
-            me, shape, timing, self.out, self.membership.suspicion.accuse, self.leader.on_mean
-        )
+        accuse, on_mean = self.membership.suspicion.accuse, self.leader.on_mean
+        self.steps = Steps(me, shape, timing, self.out, accuse, on_mean, memory)
         self.transfer = Transfer(self.out)
         self.hand_over = HandOver(self.membership, self.steps, self.leader, timing)
         self._candidate_beat_at = -float("inf")

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from fault.records import Peer
 from p2p.actions import Apply, Send
-from p2p.collectives.executor import Executor, Vector
+from p2p.collectives.executor import Executor
+from p2p.collectives.memory import Vector
 from p2p.messages import Follow, Total
 from p2p.steps import Shape
 

@@ -119,5 +119,13 @@ class Follow:
     missing: tuple[int, ...]
 
 
-Message = Beat | Ready | ViewIs | Segment | Total | Ask | NotYet | Want | StatePart | Follow
-KINDS = (Beat, Ready, ViewIs, Segment, Total, Ask, NotYet, Want, StatePart, Follow)
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """You may send to one of these endpoints directly, if you knock with this number."""
+
+    endpoints: tuple[str, ...]
+    number: int
+
+
+Message = Beat | Ready | ViewIs | Segment | Total | Ask | NotYet | Want | StatePart | Follow | Hello
+KINDS = (Beat, Ready, ViewIs, Segment, Total, Ask, NotYet, Want, StatePart, Follow, Hello)

@@ -31,11 +31,13 @@ from p2p.aggregate.places import WorkerInvocation
 from p2p.boot import BootWatch
 from p2p.collectives.schedule import make_schedule, make_units
 from p2p.core import Core
-from p2p.messages import KINDS, Message, Segment, StatePart, Total, ViewIs
+from p2p.messages import KINDS, Hello, Message, Segment, StatePart, Total, ViewIs
 from p2p.registrar import Registrar
 from p2p.spec import RunSpec
 from p2p.steps import Shape
+from p2p.transport.direct import DirectLinks
 from p2p.transport.link import ControlAndBulk
+from p2p.transport.shared import Pool
 from p2p.transport.wire import Malformed, WireFormat
 
 BULK = (Segment, Total, StatePart)
@@ -133,6 +135,8 @@ class _Peer:
         os.set_blocking(self._wake_reader, False)
         os.set_blocking(self._wake_writer, False)
         self._wire: WireFormat[Message] = WireFormat(KINDS)
+        self.memory = Pool()
+        self._members: tuple[Peer, ...] = ()
         self._registrar = Registrar(
             me, registry, spec_text, spec.timing, self.post, invocation.another, invoke
         )
@@ -224,6 +228,7 @@ class _Peer:
         driver.join()
         os.close(self._wake_reader)
         os.close(self._wake_writer)
+        self.memory.close()
         return {"peer": self.me, "reason": reason, "step": computer.state.step}
 
     def _keep_the_lease(self) -> None:
@@ -288,6 +293,7 @@ class _Peer:
             spec.evaluate_every,
             self.invocation.predecessor,
             self.invocation.deadline,
+            self.memory,
         )
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._link = ControlAndBulk(self.me.encode(), spec.relays, context)
@@ -295,6 +301,9 @@ class _Peer:
         for socket in self._link.sockets():
             poller.register(socket, zmq.POLLIN)
         poller.register(self._wake_reader, zmq.POLLIN)
+        self._direct = DirectLinks(
+            self.me, spec.listens_at(self.me), context, poller, self._wire, self.memory
+        )
         core.begin(time.monotonic())
         watch = self._boot_watch
         core.membership.began_memberless(watch.memberless_since, watch.life, time.monotonic())
@@ -308,16 +317,25 @@ class _Peer:
                 next_tick = max(next_tick + timing.beat_s, now)
                 core.steps.progress = self._computer.progress
                 core.tick(now)
+                self._direct.tick(now)
                 self._registrar.tell_steps(self._is_teller(core))
                 self._registrar.contact(core.contact(now))
                 self._watch_own_thread(now)
             self._carry_out(core)
+            self._keep_links(core)
+        self._direct.close()
         self._link.close(LAST_WORDS_MS)  # the view that a successor takes part in, for one
         context.term()
         self._computer.jobs.put(None)
         # a thread that is deep in a computation ends it first; one that hangs is not waited for
         if self._exit.blunt or not self._left.wait(timing.patience_s):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _keep_links(self, core: Core) -> None:
+        view = core.membership.view
+        if view is not None and view.members != self._members:
+            self._members = view.members
+            self._direct.keep(view.members)
 
     def _is_teller(self, core: Core) -> bool:
         view = core.membership.view
@@ -330,18 +348,29 @@ class _Peer:
             self._inbox.popleft()(core, time.monotonic())
             self._carry_out(core)
         for _ in range(BATCH_MESSAGES):
-            received = self._link.receive()
+            now = time.monotonic()
+            try:
+                received = self._received(now)
+            except Malformed as error:
+                print(f"{self.me}: dropped a message: {error}", file=sys.stderr)
+                continue
             if received is None:
                 return
-            source, frames = received
-            try:
-                message = self._wire.decode(frames)
-            except Malformed as error:
-                print(f"{self.me}: dropped a message of {source!r}: {error}", file=sys.stderr)
-                continue
-            core.on_message(source.decode("ascii", "replace"), message, time.monotonic())
+            core.on_message(*received, now)
             self._carry_out(core)
         self.post(lambda core, now: None)  # there is more: come back without waiting
+
+    def _received(self, now: float) -> tuple[Peer, Message] | None:
+        """A message for the core, by whichever way it came, or None. Raises Malformed."""
+        while (received := self._link.receive()) is not None:
+            source, message = received[0].decode("ascii", "replace"), self._wire.decode(received[1])
+            if isinstance(message, Hello):
+                self._direct.on_hello(source, message, now)
+                continue
+            if isinstance(message, BULK) and (hello := self._direct.hello(source, now)):
+                self._link.send_control(source.encode(), self._wire.encode(hello))
+            return source, message
+        return self._direct.receive(now)
 
     def _carry_out(self, core: Core) -> None:
         index = 0
@@ -353,7 +382,7 @@ class _Peer:
     def _act(self, core: Core, action: object) -> None:
         match action:
             case Send():
-                self._send(action.to, action.message)
+                self._send(action.to, action.message, action.again)
             case actions.PushView():
                 for peer in action.to:
                     self._send(peer, ViewIs(action.view))
@@ -372,12 +401,15 @@ class _Peer:
             case _:
                 self._computer.jobs.put(action)
 
-    def _send(self, to: Peer, message: Message) -> None:
-        frames = self._wire.encode(message)
-        if isinstance(message, BULK):
-            self._link.send_bulk(to.encode(), frames)
-        else:
-            self._link.send_control(to.encode(), frames)
+    def _send(self, to: Peer, message: Message, again: bool = False) -> None:
+        if not isinstance(message, BULK):
+            self._link.send_control(to.encode(), self._wire.encode(message))
+            return
+        if again:
+            self._direct.check(to, time.monotonic())
+        elif self._direct.send(to, message):
+            return
+        self._link.send_bulk(to.encode(), self._wire.encode(message))
 
     def _watch_own_thread(self, now: float) -> None:
         """Ends this process when its computing thread stands still for longer than anyone waits."""

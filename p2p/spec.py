@@ -19,8 +19,10 @@ from p2p.transport.wire import VERSION as WIRE_VERSION
 
 Collective = Literal["ring", "butterfly", "direct"]
 Aggregation = Literal["peers", "database"]
+Links = Literal["relay", "direct", "auto"]
 COLLECTIVES: tuple[str, ...] = get_args(Collective)
 AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
+LINKS: tuple[str, ...] = get_args(Links)
 SHARDS_LIMIT = 64
 SEGMENT_BYTES = 1 << 20
 
@@ -77,6 +79,8 @@ class RunSpec:
     evaluate_every: int = 0
     """Steps of an epoch, after each of which the state is evaluated; 0: only at the end."""
     function: str = "mayfly"
+    links: Links = "auto"
+    """Past the relays: no links, TCP between any two peers, or those within a host."""
     aggregate: Aggregation = "peers"
     """Where a peer's contribution is summed and the optimizer works: in the peer, or in a store."""
     workers: int = 0
@@ -102,6 +106,14 @@ class RunSpec:
     def parts(self) -> int:
         """Into how many parts the samples are cut: one for each shard, or for each worker of it."""
         return self.shards * max(1, self.workers)
+
+    def listens_at(self, peer: str) -> list[str]:
+        """Where a peer takes what others send it past the relays; ZeroMQ endpoints."""
+        if self.links == "direct":
+            return ["tcp://127.0.0.1:*"]
+        # where the relays' sockets are, since nobody else can enter that folder
+        folder, _, _ = self.relays[0].rpartition("/")
+        return [f"{folder}/{peer}"] if self.links == "auto" and folder.startswith("ipc:") else []
 
     def store_of(self, slot: int) -> str:
         return self.stores[slot % len(self.stores)]

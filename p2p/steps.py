@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from fault.records import AccusationKind, Peer, Timing, View
 from p2p.actions import Apply, Compute, Send
-from p2p.collectives.executor import Executor, Vector
+from p2p.collectives.executor import Executor
+from p2p.collectives.memory import Memory, PlainMemory, Vector
 from p2p.collectives.schedule import Schedule, Unit
 from p2p.messages import Ask, NotYet, Segment, Total, Want
 
@@ -46,6 +47,7 @@ class Steps:
         out: list[object],
         accuse: Callable[[Peer, AccusationKind, float], None],
         mean_is_whole: Callable[[int, str, Vector], None],
+        memory: Memory | None = None,
     ) -> None:
         self.me = me
         self.shape = shape
@@ -53,6 +55,7 @@ class Steps:
         self.out = out
         self._accuse = accuse
         self._mean_is_whole = mean_is_whole
+        self._memory = memory or PlainMemory()
         self.step = -1
         self.digest = ""
         self.view: View | None = None
@@ -107,6 +110,7 @@ class Steps:
         self.computing = -1
         self.applying = self.disagreement = False
         self.executor = None
+        self._memory.next_step()
 
     def begin(self, now: float) -> None:
         """Starts the step that the state is at, unless there is none to start."""
@@ -118,7 +122,7 @@ class Steps:
         ):
             return
         shape = self.shape
-        self.executor = Executor(shape.schedule, shape.units, shape.length)
+        self.executor = Executor(shape.schedule, shape.units, shape.length, self._memory)
         self.executor.play(self.shards)
         self._sent.clear()
         self._busy.clear()
@@ -163,7 +167,9 @@ class Steps:
                 self.computing = shard
                 self.out.append(Compute(self.step, shard))
 
-    def _send_segment(self, round: int, unit: int, destination: int, to: Peer) -> bool:
+    def _send_segment(
+        self, round: int, unit: int, destination: int, to: Peer, again: bool = False
+    ) -> bool:
         assert self.executor is not None and self.view is not None
         values = self.executor.payload(round, unit, destination)
         if values is None:
@@ -172,7 +178,7 @@ class Steps:
         segment = Segment(
             self.view.number, self.step, round, unit, destination, self.digest, payload
         )
-        self.out.append(Send(to, segment))
+        self.out.append(Send(to, segment, again))
         return True
 
     # --- what others send -------------------------------------------------------------------
@@ -215,7 +221,7 @@ class Steps:
             for round, unit, destination in items:
                 if executor.total(unit) is not None:
                     self._send_total(source, self.step, unit, executor.mean)
-                elif not self._send_segment(round, unit, destination, source):
+                elif not self._send_segment(round, unit, destination, source, again=True):
                     complete = False
             if complete:
                 return
@@ -252,7 +258,7 @@ class Steps:
             cut = self.shape.units[unit]
             payload = mean[cut.start : cut.stop].data.cast("B")
             digest = self.digest if step == self.step else self.digest_before
-            self.out.append(Send(to, Total(step, unit, digest, payload)))
+            self.out.append(Send(to, Total(step, unit, digest, payload), again=True))
 
     def _see(self, peer: Peer, step: int) -> None:
         if step > self.ahead[0]:

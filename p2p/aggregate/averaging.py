@@ -114,7 +114,7 @@ class DatabaseAveraging:
 
     def _contribution(self, shard: int, on_progress: Progress) -> Vector:
         key = self._total(shard, on_progress)
-        vector: Vector = self._store.pull(key)
+        vector = self._store.pull(key, self._inner.memory.take(self.length))
         if self._exchange is None:
             self._store.execute("DEL", key)
         return vector

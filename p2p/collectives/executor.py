@@ -15,11 +15,9 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from p2p.collectives.memory import Memory, PlainMemory, Vector
 from p2p.collectives.schedule import Schedule, Unit
-
-Vector = npt.NDArray[np.float32]
 
 
 class Outgoing(NamedTuple):
@@ -43,10 +41,16 @@ class Missing(NamedTuple):
 class Executor:
     """The collective of one step. `length` is the number of float32 elements of a contribution."""
 
-    def __init__(self, schedule: Schedule, units: Sequence[Unit], length: int) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        units: Sequence[Unit],
+        length: int,
+        memory: Memory | None = None,
+    ) -> None:
         self.schedule = schedule
         self.units = units
-        self.mean: Vector = np.empty(length, dtype=np.float32)
+        self.mean: Vector = (memory or PlainMemory()).take(length)
         self.out: list[Outgoing] = []
         self._nodes: set[int] = set()
         self._sums: dict[int, Vector] = {}

@@ -96,7 +96,7 @@ class Link:
                 continue
             frames: list[Frame] = []
             while dealer.getsockopt(zmq.RCVMORE):
-                frames.append(_received(dealer))
+                frames.append(received_frame(dealer))
             self.traffic.received += 1
             return source, frames
         return None
@@ -204,7 +204,8 @@ def _offer(dealer: zmq.Socket[bytes], destination: bytes, frames: Sequence[Frame
     return taken
 
 
-def _received(dealer: zmq.Socket[bytes]) -> Frame:
+def received_frame(dealer: zmq.Socket[bytes]) -> Frame:
+    """Small frames are bytes, large ones memoryviews of the buffer ZeroMQ received into."""
     frame = dealer.recv(zmq.NOBLOCK, copy=False)
     # small frames lie at any address in a shared buffer, and would keep it alive; large ones have
     # their own, aligned for float32

@@ -40,6 +40,8 @@ Frame = bytes | memoryview
 M = TypeVar("M")
 Check = Callable[[Any], Any]
 
+NO_CHECKSUM = -1
+"""In the place of one; an xxh3_64 is never negative."""
 _PREFIX = struct.Struct("<BQ")
 _PAYLOAD = "payload"
 _PAYLOAD_TYPES = {bytes, bytearray, memoryview}
@@ -69,10 +71,11 @@ class WireFormat(Generic[M]):
         if len(self._encoders) != len(self._decoders):
             raise TypeError("a kind is registered twice")
 
-    def encode(self, message: M) -> list[Frame]:
+    def encode(self, message: M, hashed: bool = True) -> list[Frame]:
         """One frame, or two with the payload, which is referred to and not copied.
 
-        Raises Malformed when a field does not fit its annotation or exceeds a limit.
+        `hashed=False` spares a payload that stays within the host its checksum. Raises
+        Malformed when a field does not fit its annotation or exceeds a limit.
         """
         kind = self._encoders.get(type(message))
         if kind is None:
@@ -81,7 +84,7 @@ class WireFormat(Generic[M]):
         payload: Frame | None = None
         if kind.has_payload:
             payload = _flat(getattr(message, _PAYLOAD))
-            body += (len(payload), xxh3_64_intdigest(payload))
+            body += (len(payload), xxh3_64_intdigest(payload) if hashed else NO_CHECKSUM)
         try:
             packed = cast(bytes, msgpack.Packer(buf_size=_PACKER_BYTES).pack(body))
         except ValueError as error:  # text that UTF-8 cannot express
@@ -91,10 +94,11 @@ class WireFormat(Generic[M]):
             raise Malformed(f"{kind.name}: a header of {len(header)} bytes is too long")
         return [header] if payload is None else [header, payload]
 
-    def decode(self, frames: Sequence[Frame]) -> M:
+    def decode(self, frames: Sequence[Frame], within_host: bool = False) -> M:
         """The message; a payload is a memoryview of the second frame, which it keeps alive.
 
-        Raises Damaged when a checksum does not fit, Malformed for everything else that is wrong.
+        A payload without a checksum is taken only from `within_host`. Raises Damaged when a
+        checksum does not fit, Malformed for everything else that is wrong.
         """
         if not frames:
             raise Malformed("no frames")
@@ -107,7 +111,9 @@ class WireFormat(Generic[M]):
             raise Malformed(f"{kind.name}: {len(frames)} frames")
         if len(body) != kind.body_length:
             raise Malformed(f"{kind.name}: {len(body)} fields")
-        payload = _verified(frames[1], *body[-2:]) if kind.has_payload else None
+        payload = (
+            _verified(frames[1], body[-2], body[-1], within_host) if kind.has_payload else None
+        )
         return cast(M, kind.unpack(body, payload))
 
 
@@ -137,13 +143,14 @@ def _body(header: Frame) -> tuple[Any, ...]:
     return body
 
 
-def _verified(frame: Frame, length: Any, checksum: Any) -> memoryview:
+def _verified(frame: Frame, length: Any, checksum: Any, within_host: bool) -> memoryview:
     if type(length) is not int or type(checksum) is not int:
         raise Malformed("a payload without a length and a checksum")
     payload = memoryview(frame)
     if payload.nbytes > PAYLOAD_LIMIT_BYTES:
         raise Malformed(f"a payload of {payload.nbytes} bytes is too long")
-    if payload.nbytes != length or xxh3_64_intdigest(payload) != checksum:
+    is_trusted = within_host and checksum == NO_CHECKSUM
+    if payload.nbytes != length or (not is_trusted and xxh3_64_intdigest(payload) != checksum):
         raise Damaged(f"a payload of {payload.nbytes} bytes that is not what was sent")
     return payload
 

@@ -12,7 +12,8 @@ from chaos.__main__ import main
 from chaos.campaign import minimise, play
 from chaos.faults import KINDS, Fault, Schedule, draw_schedule
 from fault.membership import Membership
-from p2p.collectives.executor import Executor, Vector
+from p2p.collectives.executor import Executor
+from p2p.collectives.memory import Vector
 
 SEEDS_PER_TEST = 50
 

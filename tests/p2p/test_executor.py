@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from p2p.collectives.executor import Executor, Missing, Outgoing, Vector
+from p2p.collectives.executor import Executor, Missing, Outgoing
+from p2p.collectives.memory import Vector
 from p2p.collectives.schedule import GENERATORS, make_schedule, make_units
 
 COUNTS = (*range(1, 18), 64)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from p2p.actions import Apply, Send
-from p2p.collectives.executor import Vector
+from p2p.collectives.memory import Vector
 from p2p.collectives.schedule import make_schedule, make_units
 from p2p.following import FOLLOWER_LIFE_S, WINDOW_UNITS, Follower, Leader
 from p2p.messages import Follow, Total

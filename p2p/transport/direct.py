@@ -1,0 +1,296 @@
+"""Links from peer to peer without a relay, where one can be reached by the other.
+
+A peer listens at endpoints of its own. To whoever sends it much through a relay it says so there,
+with a number made for that peer (`Hello`). That peer knocks at one of the endpoints with the number
+and is welcomed; from then on what it has to send goes there. Between processes of one host a
+segment is only named, and read where it lies (`shared.py`).
+
+Whatever a link does not take is for the relay, and so is what was asked for again: then the link is
+knocked at once more, and given up if no welcome comes. Nothing of all this is needed for a step to
+end.
+
+A peer's links are owned by one thread. Not here: what the messages mean, and when to say hello.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from fault.records import Peer
+from p2p.messages import Hello, Message
+from p2p.transport.link import BULK_LIMIT_MESSAGES, COPY_BELOW_BYTES, received_frame
+from p2p.transport.relay import (
+    HANDSHAKE_MS,
+    HEARTBEAT_INTERVAL_MS,
+    HEARTBEAT_TIMEOUT_MS,
+    MESSAGE_LIMIT_BYTES,
+)
+from p2p.transport.shared import Gone, Pool, Reader, Reference
+from p2p.transport.wire import Frame, Malformed, WireFormat
+
+HELLO_EVERY_S = 1.0
+WELCOME_S = 0.5
+"""A link that was knocked at and says nothing for so long carries nothing."""
+MISTRUST_S, MISTRUST_LIMIT_S = 1.0, 60.0
+"""So long a link that failed is not tried again; twice as long each time."""
+NAMED_FROM_BYTES = 32 << 10
+"""Smaller payloads are sooner copied through a socket than mapped and read."""
+KNOCK, WELCOME, WHOLE, NAMED = b"K", b"W", b"M", b"R"
+"""The first byte: both ways of the handshake; a message with its payload, or with where it is."""
+IPC = "ipc://"
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Since the links were made. `named` payloads were read by others where they lie."""
+
+    sent: int = 0
+    sent_bytes: int = 0
+    named: int = 0
+    received: int = 0
+    gone: int = 0
+    """Named payloads that were not there any more."""
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    dealer: zmq.Socket[bytes]
+    endpoint: str
+    number: int
+    up: bool = False
+    knocked_at: float = -float("inf")
+    mistrust_s: float = MISTRUST_S
+    not_before: float = -float("inf")
+
+
+class DirectLinks:
+    """Those of the peer `me`, which listens at `binds` (ZeroMQ endpoints, ports may be `*`)."""
+
+    def __init__(
+        self,
+        me: Peer,
+        binds: Sequence[str],
+        context: zmq.Context[zmq.Socket[bytes]],
+        poller: zmq.Poller,
+        wire: WireFormat[Message],
+        pool: Pool,
+    ) -> None:
+        self.me = me
+        self.traffic = Traffic()
+        self._context = context
+        self._poller = poller
+        self._wire = wire
+        self._pool = pool
+        self._reader = Reader()
+        self._said: dict[Peer, tuple[int, float]] = {}
+        """Whom a hello was said to: its number, and when."""
+        self._welcome: set[Peer] = set()
+        self._outgoing: dict[Peer, _Outgoing] = {}
+        self._waiting: set[Peer] = set()
+        """Knocked at and not yet answered."""
+        self._router = context.socket(zmq.ROUTER)
+        _configure(self._router)
+        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self.endpoints: list[str] = []
+        self._is_local = all(endpoint.startswith(IPC) for endpoint in binds)
+        for endpoint in binds:
+            self._router.bind(endpoint)
+            self.endpoints.append(self._router.getsockopt_string(zmq.LAST_ENDPOINT))
+        poller.register(self._router, zmq.POLLIN)
+
+    # --- making links -----------------------------------------------------------------------
+
+    def hello(self, peer: Peer, now: float) -> Hello | None:
+        """What to say to a peer whose messages come through a relay; None so soon after the last.
+
+        Its messages may all come here as soon as it knows.
+        """
+        said = self._said.get(peer)
+        if not self.endpoints or (said is not None and now - said[1] < HELLO_EVERY_S):
+            return None
+        number = secrets.randbits(62) if said is None else said[0]
+        self._said[peer] = (number, now)
+        return Hello(tuple(self.endpoints), number)
+
+    def on_hello(self, peer: Peer, hello: Hello, now: float) -> None:
+        endpoint = next(filter(_reachable, hello.endpoints), None)
+        link = self._outgoing.get(peer)
+        if endpoint is None or (link is not None and (link.up or now < link.not_before)):
+            return
+        if link is None or link.endpoint != endpoint:
+            self._close(peer)
+            link = self._outgoing[peer] = _Outgoing(self._dealer(endpoint), endpoint, hello.number)
+        link.number = hello.number
+        self._knock(peer, link, now)
+
+    def keep(self, peers: Collection[Peer]) -> None:
+        """Lets go of all others."""
+        for peer in [peer for peer in self._outgoing if peer not in peers]:
+            self._close(peer)
+        self._welcome.intersection_update(peers)
+        self._said = {peer: said for peer, said in self._said.items() if peer in peers}
+
+    def check(self, peer: Peer, now: float) -> None:
+        """Something that was sent was asked for again: does the link carry anything?"""
+        link = self._outgoing.get(peer)
+        if link is not None and link.up and peer not in self._waiting:
+            self._knock(peer, link, now)
+
+    def tick(self, now: float) -> None:
+        for peer in [*self._waiting]:
+            link = self._outgoing.get(peer)
+            if link is None:
+                self._waiting.discard(peer)
+            elif now - link.knocked_at > WELCOME_S:
+                self._waiting.discard(peer)
+                link.up = False
+                link.not_before = now + link.mistrust_s
+                link.mistrust_s = min(MISTRUST_LIMIT_S, 2 * link.mistrust_s)
+
+    # --- messages ---------------------------------------------------------------------------
+
+    def send(self, peer: Peer, message: Message) -> bool:
+        """False when there is no link to the peer, or it takes nothing now.
+
+        A payload is not copied and must not be changed after.
+        """
+        link = self._outgoing.get(peer)
+        if link is None or not link.up:
+            return False
+        payload = memoryview(getattr(message, "payload", b""))
+        tag, local = WHOLE, link.endpoint.startswith(IPC)
+        header, *rest = self._wire.encode(message, hashed=not local)
+        if local and len(payload) >= NAMED_FROM_BYTES:
+            reference = self._pool.reference(payload)
+            if reference is not None:
+                tag, rest = NAMED, [reference.to_bytes()]
+        try:
+            link.dealer.send(tag + header, zmq.NOBLOCK | (zmq.SNDMORE if rest else 0))
+            for frame in rest:
+                link.dealer.send(frame, zmq.NOBLOCK, copy=len(frame) < COPY_BELOW_BYTES)
+        except zmq.Again:
+            return False
+        self.traffic.sent += 1
+        self.traffic.sent_bytes += len(payload)
+        self.traffic.named += tag == NAMED
+        return True
+
+    def receive(self, now: float) -> tuple[Peer, Message] | None:
+        """A message that came, or None; never waits. Raises Malformed, as `WireFormat.decode`."""
+        self._hear_welcomes()
+        while True:
+            try:
+                source = self._router.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            frames: list[Frame] = []
+            while self._router.getsockopt(zmq.RCVMORE):
+                frames.append(received_frame(self._router))
+            peer = source.decode("ascii", "replace")
+            message = self._opened(peer, frames)
+            if message is not None:
+                self.traffic.received += 1
+                return peer, message
+
+    def close(self) -> None:
+        for peer in [*self._outgoing]:
+            self._close(peer)
+        self._poller.unregister(self._router)
+        self._router.close(linger=0)
+        for endpoint in self.endpoints:
+            if endpoint.startswith(IPC):
+                Path(endpoint.removeprefix(IPC)).unlink(missing_ok=True)
+
+    def _opened(self, peer: Peer, frames: list[Frame]) -> Message | None:
+        if not frames or not len(frames[0]):
+            return None
+        tag, header = bytes(frames[0][:1]), frames[0][1:]
+        if tag == KNOCK:
+            said = self._said.get(peer)
+            if said is not None and bytes(header) == _packed(said[0]):
+                self._welcome.add(peer)
+                self._answer(peer, WELCOME + header)
+            return None
+        if peer not in self._welcome:
+            return None
+        if tag == WHOLE:
+            return self._wire.decode([header, *frames[1:]], within_host=self._is_local)
+        if tag == NAMED and len(frames) == 2:
+            try:
+                payload = self._reader.read(Reference.from_bytes(frames[1]))
+            except (Gone, ValueError):
+                self.traffic.gone += 1
+                return None
+            return self._wire.decode([header, payload], within_host=True)
+        raise Malformed(f"a direct message that begins with {tag!r}")
+
+    def _answer(self, peer: Peer, frame: bytes) -> None:
+        try:
+            self._router.send_multipart([peer.encode(), frame], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return  # it went away, and knocks again if it comes back
+
+    def _hear_welcomes(self) -> None:
+        for peer in [*self._waiting]:
+            link = self._outgoing.get(peer)
+            while link is not None:
+                try:
+                    said = link.dealer.recv(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                if said == WELCOME + _packed(link.number):
+                    link.up = True
+                    link.mistrust_s = MISTRUST_S
+                    self._waiting.discard(peer)
+
+    def _knock(self, peer: Peer, link: _Outgoing, now: float) -> None:
+        link.knocked_at = now
+        self._waiting.add(peer)
+        try:
+            link.dealer.send(KNOCK + _packed(link.number), zmq.NOBLOCK)
+        except zmq.Again:
+            return  # not connected yet: it is knocked at with the next hello
+
+    def _dealer(self, endpoint: str) -> zmq.Socket[bytes]:
+        dealer = self._context.socket(zmq.DEALER)
+        _configure(dealer)
+        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        dealer.setsockopt(zmq.ROUTING_ID, self.me.encode())
+        dealer.connect(endpoint)
+        self._poller.register(dealer, zmq.POLLIN)
+        return dealer
+
+    def _close(self, peer: Peer) -> None:
+        link = self._outgoing.pop(peer, None)
+        self._waiting.discard(peer)
+        if link is not None:
+            self._poller.unregister(link.dealer)
+            link.dealer.close(linger=0)
+
+
+def _reachable(endpoint: str) -> bool:
+    """A Unix socket is only there on this very host."""
+    return not endpoint.startswith(IPC) or Path(endpoint.removeprefix(IPC)).exists()
+
+
+def _packed(number: int) -> bytes:
+    return number.to_bytes(8, "little")
+
+
+def _configure(socket: zmq.Socket[bytes]) -> None:
+    for option, value in (
+        (zmq.LINGER, 0),
+        (zmq.SNDHWM, BULK_LIMIT_MESSAGES),
+        (zmq.RCVHWM, BULK_LIMIT_MESSAGES),
+        (zmq.MAXMSGSIZE, MESSAGE_LIMIT_BYTES),
+        (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
+        (zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS),
+        (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
+        (zmq.TCP_KEEPALIVE, 1),
+    ):
+        socket.setsockopt(option, value)

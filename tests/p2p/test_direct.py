@@ -1,0 +1,198 @@
+"""Links from peer to peer over real sockets: made by a hello, given up when they carry nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from p2p.messages import KINDS, Beat, Hello, Message, Segment
+from p2p.transport.direct import HELLO_EVERY_S, MISTRUST_S, NAMED_FROM_BYTES, WELCOME_S, DirectLinks
+from p2p.transport.shared import Pool
+from p2p.transport.wire import Malformed, WireFormat
+
+WIRE: WireFormat[Message] = WireFormat(KINDS)
+WAYS = {"host": "ipc://{folder}/{name}", "tcp": "tcp://127.0.0.1:*"}
+
+
+class End:
+    """One peer's links, with a clock of its own."""
+
+    def __init__(self, name: str, bind: str) -> None:
+        self.name = name
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.poller = zmq.Poller()
+        self.pool = Pool()
+        binds = [bind] if bind else []
+        self.links = DirectLinks(name, binds, self.context, self.poller, WIRE, self.pool)
+
+    def received(self, seconds: float = 0.05) -> list[tuple[str, Message]]:
+        found, until = [], time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.poller.poll(5)
+            while (message := self.links.receive(time.monotonic())) is not None:
+                found.append(message)
+        return found
+
+    def segment(self, size: int, value: float = 1.0) -> Segment:
+        vector = self.pool.take(size // 4)
+        vector[:] = value
+        return Segment(1, 2, 3, 4, 5, "digest", vector.data.cast("B"))
+
+    def close(self) -> None:
+        self.links.close()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture(params=WAYS)
+def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], End]]:
+    made: list[End] = []
+
+    def make(name: str) -> End:
+        made.append(End(name, WAYS[request.param].format(folder=tmp_path, name=name)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def introduced(sender: End, receiver: End, now: float = 0.0) -> Hello:
+    """`receiver` has said hello, and `sender` has knocked until it was welcomed."""
+    hello = receiver.links.hello(sender.name, now)
+    assert hello is not None
+    until = time.monotonic() + 5
+    while not sender.links.send(receiver.name, Beat(0, 0, "", 0, 0)):
+        assert time.monotonic() < until
+        sender.links.on_hello(receiver.name, hello, now)
+        receiver.received()
+        sender.received()
+    assert [message for _, message in receiver.received()] == [Beat(0, 0, "", 0, 0)]
+    return hello
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, NAMED_FROM_BYTES, 1 << 20])
+def test_what_is_sent_arrives(size: int, ends: Callable[[str], End]) -> None:
+    a, b = ends("a"), ends("b")
+    introduced(a, b)
+    sent = a.segment(size, 7.0)
+    assert a.links.send("b", sent)
+    ((peer, message),) = b.received(0.3)
+    assert peer == "a" and isinstance(message, Segment)
+    assert bytes(message.payload) == bytes(sent.payload)
+    assert not b.links.send("a", Beat(0, 0, "", 0, 0))  # a has said no hello
+
+
+def test_without_the_number_nothing_is_taken(ends: Callable[[str], End]) -> None:
+    """A stranger that found the endpoint, and one that was told another number, get nowhere."""
+    a, b = ends("a"), ends("b")
+    introduced(a, b)
+    stranger = b.context.socket(zmq.DEALER)
+    stranger.setsockopt(zmq.ROUTING_ID, b"stranger")
+    stranger.connect(b.links.endpoints[0])
+    forged = Hello(tuple(b.links.endpoints), 12345)
+    c = ends("c")
+    for _ in range(3):
+        for frame in (b"", b"K", b"K" + bytes(8), b"W", b"M", b"R", b"x" * 100):
+            stranger.send(frame)
+        stranger.send(b"M" + bytes(WIRE.encode(Beat(0, 0, "", 0, 0))[0]))
+        c.links.on_hello("b", forged, 0.0)
+        assert b.received() == [] and c.received() == []
+    assert not c.links.send("b", Beat(0, 0, "", 0, 0))
+    stranger.close(linger=0)
+
+
+def test_garbage_of_a_peer_is_an_error_of_its_own(ends: Callable[[str], End]) -> None:
+    """What follows it is read."""
+    a, b = ends("a"), ends("b")
+    introduced(a, b)
+    dealer = a.links._outgoing["b"].dealer
+    for frames in ([b"M"], [b"Mgarbage"], [b"Z" + bytes(30)], [b"M" + bytes(30), b"x"], [b"R"]):
+        dealer.send_multipart(frames)
+        with pytest.raises(Malformed):
+            while not b.received(0.5):
+                pass
+    for frames in ([b""], [b"R", b"x"], [b"R" + bytes(20), bytes(40)]):
+        dealer.send_multipart(frames)
+    assert a.links.send("b", Beat(1, 0, "", 0, 0))
+    assert [message for _, message in b.received(0.3)] == [Beat(1, 0, "", 0, 0)]
+
+
+def test_a_link_that_carries_nothing_is_given_up_for_a_while(ends: Callable[[str], End]) -> None:
+    """Its other end stands still: after a check without a welcome all is for the relay."""
+    a, b = ends("a"), ends("b")
+    hello = introduced(a, b)
+    assert a.links.send("b", a.segment(4))
+    a.links.check("b", 10.0)
+    a.links.tick(10.0 + WELCOME_S / 2)
+    assert a.links.send("b", a.segment(4))
+    a.links.tick(10.1 + WELCOME_S)
+    assert not a.links.send("b", a.segment(4))
+    b.received()
+    a.links.on_hello("b", hello, 10.2 + WELCOME_S)  # too early
+    b.received()
+    a.received()
+    assert not a.links.send("b", a.segment(4))
+    a.links.on_hello("b", hello, 11.0 + WELCOME_S + MISTRUST_S)
+    b.received()
+    a.received()
+    assert a.links.send("b", a.segment(4))
+
+
+def test_a_check_of_a_link_that_works_changes_nothing(ends: Callable[[str], End]) -> None:
+    a, b = ends("a"), ends("b")
+    introduced(a, b)
+    a.links.check("b", 10.0)
+    b.received()
+    a.received()
+    a.links.tick(20.0)
+    assert a.links.send("b", a.segment(4))
+
+
+def test_a_peer_that_died_takes_nothing(ends: Callable[[str], End]) -> None:
+    """The connection's end is seen at once, and the next message is for the relay."""
+    a, b = ends("a"), ends("b")
+    introduced(a, b)
+    b.links._router.close(linger=0)
+    until = time.monotonic() + 5
+    while a.links.send("b", a.segment(4)):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_hellos_are_not_said_all_the_time_and_old_peers_are_forgotten(
+    ends: Callable[[str], End],
+) -> None:
+    a, b = ends("a"), ends("b")
+    introduced(a, b)
+    assert b.links.hello("a", HELLO_EVERY_S / 2) is None
+    assert b.links.hello("a", HELLO_EVERY_S) is not None
+    a.links.keep(["c"])
+    assert not a.links.send("b", a.segment(4))
+    b.links.keep([])
+    assert b.links.hello("a", HELLO_EVERY_S) is not None
+
+
+def test_who_listens_nowhere_says_no_hello() -> None:
+    one = End("a", "")
+    assert one.links.hello("b", 0.0) is None
+    one.close()
+
+
+def test_a_vector_that_is_gone_is_not_read(ends: Callable[[str], End]) -> None:
+    """The receiver was away while the sender went on with that memory: the segment is lost."""
+    a, b = ends("a"), ends("b")
+    if not b.links.endpoints[0].startswith("ipc"):
+        pytest.skip("over TCP the bytes themselves are sent")
+    introduced(a, b)
+    segment = a.segment(1 << 20)
+    assert a.links.send("b", segment)
+    del segment
+    for _ in range(2):
+        a.pool.next_step()
+    assert np.all(a.pool.take(1 << 18) == 1.0)
+    assert b.received(0.3) == [] and b.links.traffic.gone == 1

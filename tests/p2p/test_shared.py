@@ -1,0 +1,118 @@
+"""Vectors that another process reads where they lie: it gets the right bytes, or none."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+import numpy as np
+import pytest
+
+from p2p.transport.shared import Gone, Pool, Reader, Reference
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there is no memfd here")
+LENGTH = 50_000
+
+
+def reference_of(pool: Pool, part: np.ndarray) -> Reference:  # type: ignore[type-arg]
+    found = pool.reference(part.data.cast("B"))
+    assert found is not None
+    return Reference.from_bytes(found.to_bytes())
+
+
+def owner(ours: Connection) -> None:
+    """Another process, which lends what it has until it is told to end."""
+    pool = Pool()
+    vector = pool.take(LENGTH)
+    vector[:] = np.arange(LENGTH)
+    ours.send(reference_of(pool, vector[100:200]))
+    ours.recv()
+
+
+def test_another_process_reads_a_part_of_a_vector() -> None:
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=owner, args=(there,))
+    process.start()
+    reference, reader = here.recv(), Reader()
+    for _ in range(2):
+        found = np.frombuffer(reader.read(reference), np.float32)
+        assert found.tolist() == list(range(100, 200))
+    here.send("end")
+    process.join()
+    assert np.frombuffer(reader.read(reference), np.float32)[0] == 100  # what is mapped stays
+    with pytest.raises(Gone):
+        Reader().read(reference)
+
+
+def test_a_block_is_used_again_after_two_steps_and_then_says_so() -> None:
+    """What was referred to before is gone, and not mistaken for what is there now."""
+    pool, reader = Pool(), Reader()
+    vector = pool.take(LENGTH)
+    vector[:] = 1
+    reference = reference_of(pool, vector)
+    address = vector.ctypes.data
+    del vector
+    pool.next_step()
+    assert pool.take(LENGTH).ctypes.data != address
+    assert np.frombuffer(reader.read(reference), np.float32)[-1] == 1
+    pool.next_step()
+    again = [pool.take(LENGTH) for _ in range(2)]
+    assert address in [each.ctypes.data for each in again]
+    with pytest.raises(Gone, match="another vector"):
+        reader.read(reference)
+
+
+def test_a_view_keeps_its_block() -> None:
+    """A vector is let go of with the last view of it, and not before."""
+    pool = Pool()
+    vector = pool.take(LENGTH)
+    address, view = vector.ctypes.data, vector[7:9]
+    view[:] = 5
+    del vector
+    for _ in range(5):
+        pool.next_step()
+        assert pool.take(LENGTH).ctypes.data != address
+    assert view.tolist() == [5, 5]
+
+
+def test_memory_of_others_has_no_reference() -> None:
+    pool = Pool()
+    vector = pool.take(LENGTH)
+    assert pool.reference(np.zeros(LENGTH, np.float32).data.cast("B")) is None
+    assert pool.reference(vector[:0].data.cast("B")) is None or len(vector)
+    assert pool.take(0).shape == (0,)
+
+
+def test_no_memory_but_that_of_blocks_is_read() -> None:
+    """Whatever a reference says: files, other memory, what lies beside a block."""
+    pool, reader = Pool(), Reader()
+    vector = pool.take(LENGTH)
+    good = reference_of(pool, vector)
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(1 << 20))
+        file.flush()
+        plain = os.memfd_create("mayfly", os.MFD_ALLOW_SEALING)  # not sealed: it might shrink
+        os.ftruncate(plain, 1 << 20)
+        for wrong in (
+            replace(good, descriptor=file.fileno()),
+            replace(good, descriptor=plain),
+            replace(good, descriptor=0),
+            replace(good, descriptor=10_000),
+            replace(good, process=2**32 - 1),
+            replace(good, block=good.block + 1),
+            replace(good, generation=good.generation + 1),
+            replace(good, start=4),
+            replace(good, start=2**64 - 1),
+            replace(good, length=good.length + 1),
+            replace(good, length=2**64 - 1),
+        ):
+            with pytest.raises(Gone):
+                reader.read(wrong)
+        os.close(plain)
+    assert len(reader.read(good)) == 4 * LENGTH
+    for damaged in (b"", b"x" * 39, b"x" * 41):
+        with pytest.raises(ValueError, match="unpack"):
+            Reference.from_bytes(damaged)
