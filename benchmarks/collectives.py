@@ -112,14 +112,14 @@ def measure(size: int, ways: list[str], sizes: list[str], samples: int, collecti
     """For each size of vector: milliseconds of Gloo, and of each way with how often as fast."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        relay = stack.enter_context(Relay(folder))
-        options = ["--relay", relay.endpoint, "--collective", collective]
         groups = {}
         for way in ways:
             place = folder / way
             place.mkdir(mode=0o700)
-            direct = ["--direct", WAYS[way].format(folder=place)]
-            groups[way] = stack.enter_context(Group(size, *options, *direct))
+            relay = stack.enter_context(Relay(place))
+            options = ["--relay", relay.endpoint, "--collective", collective]
+            options += ["--direct", WAYS[way].format(folder=place)]
+            groups[way] = stack.enter_context(Group(size, *options))
         gloo = stack.enter_context(Group(size, "--gloo", str(folder / "gloo")))
         found = {}
         for name in sizes:
