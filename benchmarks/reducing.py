@@ -19,10 +19,11 @@ import zmq
 
 from fault.records import Timing, View
 from p2p.actions import Apply, Compute, Send
-from p2p.collectives.schedule import make_schedule, make_units
+from p2p.collectives.schedule import make_units, schedule_for
 from p2p.messages import KINDS, Ask, Hello, Message, NotYet, Segment, Total
 from p2p.spec import SEGMENT_BYTES
 from p2p.steps import Shape, Steps
+from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
 from p2p.transport.link import ControlAndBulk
 from p2p.transport.shared import Pool
@@ -65,7 +66,7 @@ class Mayfly:
 
     def prepare(self, length: int) -> None:
         size = len(self._view.members)
-        schedule = make_schedule(self._collective, size)
+        schedule = schedule_for(self._collective, size, length)
         units = make_units(length, schedule.chunks, SEGMENT_BYTES)
         shape = Shape(size, 1 << 60, schedule, units, length)
         self._batch += 1
@@ -188,6 +189,7 @@ def main() -> None:
     if options.gloo:
         reducer = Gloo(options.rank, options.size, options.gloo)
     else:
+        keep_large_blocks()
         reducer = Mayfly(
             options.rank, options.size, options.relay, options.direct, options.collective
         )

@@ -29,12 +29,13 @@ from fault.registry import Registry
 from p2p.actions import Send
 from p2p.aggregate.places import WorkerInvocation
 from p2p.boot import BootWatch
-from p2p.collectives.schedule import make_schedule, make_units
+from p2p.collectives.schedule import make_units, schedule_for
 from p2p.core import Core
 from p2p.messages import KINDS, Hello, Message, Segment, StatePart, Total, ViewIs
 from p2p.registrar import Registrar
 from p2p.spec import RunSpec
 from p2p.steps import Shape
+from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
 from p2p.transport.link import ControlAndBulk
 from p2p.transport.shared import Pool
@@ -100,6 +101,7 @@ def live(invocation: Invocation, invoke: Callable[[dict[str, Any]], None]) -> di
     delivered twice, or too late, finds its grant taken and ends at once.
     """
     me = peer_name(invocation.slot, invocation.generation, secrets.token_hex(4))
+    keep_large_blocks()
     bare = Registry(invocation.registry, invocation.run, Timing(), BOOT_REGISTRY_TIMEOUT_S)
     bare.wait_until_up(CLAIM_SECONDS)
     text = bare.spec()
@@ -281,7 +283,7 @@ class _Peer:
 
     def _loop(self) -> None:
         spec, timing = self.spec, self.spec.timing
-        schedule = make_schedule(spec.collective, spec.shards)
+        schedule = schedule_for(spec.collective, spec.shards, self._length)
         units = make_units(self._length, schedule.chunks, spec.segment_bytes)
         shape = Shape(spec.shards, spec.steps, schedule, units, self._length)
         core = self.core = Core(

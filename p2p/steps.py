@@ -110,7 +110,7 @@ class Steps:
         self.computing = -1
         self.applying = self.disagreement = False
         self.executor = None
-        self._memory.next_step()
+        self._memory.next_step(step)
 
     def begin(self, now: float) -> None:
         """Starts the step that the state is at, unless there is none to start."""
@@ -157,7 +157,11 @@ class Steps:
                 self._send_segment(outgoing.round, outgoing.unit, outgoing.destination, player)
         executor.out.clear()
         if executor.complete:
-            if not self.applying:
+            if not self._memory.holds(self.step):
+                # others are steps ahead, and took this peer for dead: it has read what is later
+                self.executor = None
+                self.begin(now)
+            elif not self.applying:
                 self.applying = True
                 self.out.append(Apply(self.step, executor.mean))
                 self._mean_is_whole(self.step, self.digest, executor.mean)

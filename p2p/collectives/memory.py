@@ -14,8 +14,11 @@ class Memory(Protocol):
     def take(self, length: int) -> Vector:
         """A vector of whatever values, of `length` elements."""
 
-    def next_step(self) -> None:
-        """The vectors of the step before were let go of."""
+    def holds(self, step: int) -> bool:
+        """Whether all that others lent for this step is still what it was."""
+
+    def next_step(self, step: int) -> None:
+        """The vectors of the steps before this one were let go of."""
 
 
 class PlainMemory:
@@ -24,5 +27,8 @@ class PlainMemory:
     def take(self, length: int) -> Vector:
         return np.empty(length, np.float32)
 
-    def next_step(self) -> None:
+    def holds(self, step: int) -> bool:
+        return True
+
+    def next_step(self, step: int) -> None:
         pass

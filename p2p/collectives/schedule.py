@@ -27,6 +27,10 @@ GENERATORS: dict[str, Callable[[int], tuple[int, list[Hop]]]] = {
 }
 
 
+SHORT_BYTES = 256 << 10
+"""Up to here a vector's way takes longer than its bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """What one node does for one chunk; each hop is (round, the other node)."""
@@ -73,6 +77,16 @@ def make_schedule(name: str, nodes: int) -> Schedule:
         parts.append(tuple([_part(node, mine) for node in range(nodes)]))
     rounds = 1 + max((hop.round for hop in hops if hop.adds), default=-1)
     return Schedule(name, nodes, chunks, tuple(parts), rounds)
+
+
+def schedule_for(collective: str, nodes: int, length: int) -> Schedule:
+    """For vectors of `length` float32.
+
+    Ring and direct give the same bits, so a short one makes direct's two hops instead of many.
+    """
+    if collective == "ring" and 4 * length <= SHORT_BYTES:
+        return make_schedule("direct", nodes)
+    return make_schedule(collective, nodes)
 
 
 def _part(node: int, hops: list[Hop]) -> Part:

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import zmq
 
 from fault.records import Peer
-from p2p.messages import Hello, Message
+from p2p.messages import Hello, Message, Segment, StatePart, Total
 from p2p.transport.link import BULK_LIMIT_MESSAGES, COPY_BELOW_BYTES, received_frame
 from p2p.transport.relay import (
     HANDSHAKE_MS,
@@ -30,7 +30,7 @@ from p2p.transport.relay import (
     HEARTBEAT_TIMEOUT_MS,
     MESSAGE_LIMIT_BYTES,
 )
-from p2p.transport.shared import Gone, Pool, Reader, Reference
+from p2p.transport.shared import Gone, Pool, Reference
 from p2p.transport.wire import Frame, Malformed, WireFormat
 
 HELLO_EVERY_S = 1.0
@@ -86,7 +86,6 @@ class DirectLinks:
         self._poller = poller
         self._wire = wire
         self._pool = pool
-        self._reader = Reader()
         self._said: dict[Peer, tuple[int, float]] = {}
         """Whom a hello was said to: its number, and when."""
         self._welcome: set[Peer] = set()
@@ -222,12 +221,25 @@ class DirectLinks:
             return self._wire.decode([header, *frames[1:]], within_host=self._is_local)
         if tag == NAMED and len(frames) == 2:
             try:
-                payload = self._reader.read(Reference.from_bytes(frames[1]))
-            except (Gone, ValueError):
+                reference = Reference.from_bytes(frames[1])
+            except ValueError as error:
+                raise Malformed(f"no reference: {error}") from None
+            try:
+                return self._read(header, reference)
+            except Gone:
                 self.traffic.gone += 1
                 return None
-            return self._wire.decode([header, payload], within_host=True)
         raise Malformed(f"a direct message that begins with {tag!r}")
+
+    def _read(self, header: Frame, reference: Reference) -> Message:
+        """A message with what it names: a segment's bytes where they are, others' copied."""
+        reader = self._pool.reader
+        message = self._wire.decode([header, reader.view(reference)], within_host=True)
+        if isinstance(message, Segment) and reader.borrow(reference, message.step):
+            return message
+        if isinstance(message, Segment | Total | StatePart):
+            return replace(message, payload=reader.copy(reference))
+        return message
 
     def _answer(self, peer: Peer, frame: bytes) -> None:
         try:

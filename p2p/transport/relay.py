@@ -35,6 +35,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from fault.errors import InputError, MayflyError
+from p2p.transport.allocation import keep_large_blocks
 
 RELAY = b"relay"
 """The identity that the relay itself answers to."""
@@ -268,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--queue-bytes", type=int, default=QUEUE_BYTES, help="per destination")
     options = parser.parse_args(arguments)
+    keep_large_blocks()
     stopped, stop = socket.socketpair()
     stop.setblocking(False)
     # the byte written for a signal ends `serve`; the handler only has to exist for that

@@ -1,12 +1,13 @@
-"""Vectors that other processes of this host read in place, so that no socket carries their bytes.
+"""Vectors that other processes of this host read where they lie, so no socket carries their bytes.
 
 A *block* is a memfd: a page of header, then room for one vector. Its owner says where a range of
-it is (`Reference`); a reader of the same user maps the block through `/proc`, copies the range out,
-and looks whether the block is still in its generation. It has gone on to the next one when its
-owner has used it for another vector meanwhile, and then the reader has nothing.
+it is (`Reference`); others of the same user map the block through `/proc` and read it there. When
+the owner uses the block for another vector, it goes on to the next *generation*: whoever finds the
+same one before and after has read what was meant.
 
-A block is used again two steps after its vector was let go here: whoever has the mean of step s + 1
-knows that all members are through with step s, since it has the contributions of all to s + 1.
+A block is used again two steps after its vector was let go of: whoever has the mean of step s + 1
+knows that all members are through with step s, since it has the contributions of all to s + 1. So
+it is only a peer that others took for dead that may find a vector gone.
 
 Where there is no memfd, vectors are in ordinary memory, and nothing can be referred to.
 """
@@ -90,9 +91,13 @@ class _Block:
 
 
 class Pool:
-    """Vectors that can be referred to. `take` may be called by any thread."""
+    """Vectors that can be referred to, and what is read of others'; a `Memory` of collectives.
+
+    `take` may be called by any thread.
+    """
 
     def __init__(self) -> None:
+        self.reader = Reader()
         self._lock = threading.Lock()
         self._step = 0
         self._blocks: dict[int, _Block] = {}
@@ -121,8 +126,11 @@ class Pool:
         weakref.finalize(buffer, self._let_go_of, block).atexit = False
         return np.frombuffer(buffer, np.float32)
 
-    def next_step(self) -> None:
-        """To be called at the end of each step, when its vectors were let go of."""
+    def holds(self, step: int) -> bool:
+        return self.reader.holds(step)
+
+    def next_step(self, step: int) -> None:
+        self.reader.give_back(step)
         with self._lock:
             self._step += 1
             while self._let_go and self._let_go[0].let_go_at <= self._step - RESTED_STEPS:
@@ -165,52 +173,91 @@ class Pool:
         self._let_go.append(block)
 
 
+class _Mapped:
+    """A block of another process."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self.bytes = memoryview(memory)
+        self._generation = self.bytes[8:16].cast("Q")
+
+    def holds(self, generation: int) -> bool:
+        return self._generation[0] == generation
+
+
 class Reader:
-    """Copies out of the blocks of other processes. Owned by one thread."""
+    """What lies in the blocks of other processes. Owned by one thread."""
 
     def __init__(self) -> None:
-        self._mapped: dict[tuple[int, int, int], mmap.mmap] = {}
+        self._mapped: dict[tuple[int, int, int], _Mapped] = {}
+        self._borrowed: dict[int, set[tuple[_Mapped, int]]] = {}
+        """For each step the blocks of which views are in use, with their generations."""
+        self._step = -1
 
-    def read(self, reference: Reference) -> memoryview:
+    def view(self, reference: Reference) -> memoryview:
+        """The bytes where they are, which may be others at any time. Raises Gone."""
+        return self._find(reference)[1]
+
+    def copy(self, reference: Reference) -> memoryview:
         """The bytes, in memory of their own. Raises Gone."""
-        memory = self._map(reference)
-        start = HEADER_BYTES + reference.start
-        if reference.start < 0 or start + reference.length > len(memory):
-            raise Gone("it is longer than its block")
-        header = np.frombuffer(memory, np.uint64, 2)
-        whole = np.frombuffer(memory, np.uint8)
-        copied = np.empty(reference.length, np.uint8)
-        if int(header[1]) == reference.generation:
-            copied[:] = whole[start : start + reference.length]
-            if int(header[1]) == reference.generation:
-                return copied.data
-        raise Gone("its block holds another vector by now")
+        mapped, view = self._find(reference)
+        copied = np.array(view, np.uint8)
+        if not mapped.holds(reference.generation):
+            raise Gone("its block holds another vector by now")
+        return copied.data
 
-    def _map(self, reference: Reference) -> mmap.mmap:
+    def borrow(self, reference: Reference, step: int) -> bool:
+        """A view is of use for this step as long as it `holds`; False for no step of this time."""
+        if not self._step <= step <= self._step + 1:
+            return False
+        mapped, _ = self._find(reference)
+        self._borrowed.setdefault(step, set()).add((mapped, reference.generation))
+        return True
+
+    def holds(self, step: int) -> bool:
+        """Whether everything that was borrowed for the step is still what it was."""
+        borrowed = self._borrowed.get(step, ())
+        return all(mapped.holds(generation) for mapped, generation in borrowed)
+
+    def give_back(self, step: int) -> None:
+        """Nothing that was borrowed before this step is of use any more."""
+        self._step = step
+        for old in [each for each in self._borrowed if each < step]:
+            del self._borrowed[old]
+
+    def _find(self, reference: Reference) -> tuple[_Mapped, memoryview]:
         key = (reference.process, reference.descriptor, reference.block)
-        memory = self._mapped.get(key)
-        if memory is not None:
-            return memory
-        if len(self._mapped) >= MAPPED_LIMIT:
-            self._mapped.clear()
-        path = Path(f"/proc/{reference.process}/fd/{reference.descriptor}")
-        try:
-            # of all that a name under /proc may lead to, nothing but a block of ours is opened
-            if not str(path.readlink()).startswith(f"/memfd:{NAME}"):
-                raise Gone(f"{path} is no block")
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise Gone(f"{path}: {error.strerror}") from None
-        try:
-            # sealed, so that it does not shrink under the one who reads it
-            if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
-                raise Gone(f"{path} may change its size")
-            memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
-        except (OSError, ValueError) as error:
-            raise Gone(f"{path}: {error}") from None
-        finally:
-            os.close(descriptor)
-        if len(memory) <= HEADER_BYTES or np.frombuffer(memory, np.uint64, 1)[0] != reference.block:
-            raise Gone(f"{path} is another block")
-        self._mapped[key] = memory
-        return memory
+        mapped = self._mapped.get(key)
+        if mapped is None:
+            if len(self._mapped) >= MAPPED_LIMIT:
+                self._mapped.clear()
+            mapped = self._mapped[key] = _Mapped(_map(reference))
+        start = HEADER_BYTES + reference.start
+        stop = start + reference.length
+        if stop > len(mapped.bytes):
+            raise Gone("it is longer than its block")
+        if not mapped.holds(reference.generation):
+            raise Gone("its block holds another vector by now")
+        return mapped, mapped.bytes[start:stop]
+
+
+def _map(reference: Reference) -> mmap.mmap:
+    path = Path(f"/proc/{reference.process}/fd/{reference.descriptor}")
+    try:
+        # of all that a name under /proc may lead to, nothing but a block of ours is opened
+        if not str(path.readlink()).startswith(f"/memfd:{NAME}"):
+            raise Gone(f"{path} is no block")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise Gone(f"{path}: {error.strerror}") from None
+    try:
+        # sealed, so that it does not shrink under the one who reads it
+        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+            raise Gone(f"{path} may change its size")
+        memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+    except (OSError, ValueError) as error:
+        raise Gone(f"{path}: {error}") from None
+    finally:
+        os.close(descriptor)
+    if len(memory) <= HEADER_BYTES or int.from_bytes(memory[:8], "little") != reference.block:
+        raise Gone(f"{path} is another block")
+    return memory

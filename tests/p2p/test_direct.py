@@ -111,12 +111,12 @@ def test_garbage_of_a_peer_is_an_error_of_its_own(ends: Callable[[str], End]) ->
     a, b = ends("a"), ends("b")
     introduced(a, b)
     dealer = a.links._outgoing["b"].dealer
-    for frames in ([b"M"], [b"Mgarbage"], [b"Z" + bytes(30)], [b"M" + bytes(30), b"x"], [b"R"]):
+    for frames in ([b"M"], [b"Mx"], [b"Z" * 30], [b"M" * 30, b"x"], [b"R"], [b"R" * 30, b"x"]):
         dealer.send_multipart(frames)
         with pytest.raises(Malformed):
             while not b.received(0.5):
                 pass
-    for frames in ([b""], [b"R", b"x"], [b"R" + bytes(20), bytes(40)]):
+    for frames in ([b""], [b"R" + bytes(20), bytes(40)]):
         dealer.send_multipart(frames)
     assert a.links.send("b", Beat(1, 0, "", 0, 0))
     assert [message for _, message in b.received(0.3)] == [Beat(1, 0, "", 0, 0)]
@@ -193,6 +193,6 @@ def test_a_vector_that_is_gone_is_not_read(ends: Callable[[str], End]) -> None:
     assert a.links.send("b", segment)
     del segment
     for _ in range(2):
-        a.pool.next_step()
+        a.pool.next_step(0)
     assert np.all(a.pool.take(1 << 18) == 1.0)
     assert b.received(0.3) == [] and b.links.traffic.gone == 1

@@ -38,13 +38,13 @@ def test_another_process_reads_a_part_of_a_vector() -> None:
     process.start()
     reference, reader = here.recv(), Reader()
     for _ in range(2):
-        found = np.frombuffer(reader.read(reference), np.float32)
+        found = np.frombuffer(reader.copy(reference), np.float32)
         assert found.tolist() == list(range(100, 200))
     here.send("end")
     process.join()
-    assert np.frombuffer(reader.read(reference), np.float32)[0] == 100  # what is mapped stays
+    assert np.frombuffer(reader.copy(reference), np.float32)[0] == 100  # what is mapped stays
     with pytest.raises(Gone):
-        Reader().read(reference)
+        Reader().copy(reference)
 
 
 def test_a_block_is_used_again_after_two_steps_and_then_says_so() -> None:
@@ -55,14 +55,14 @@ def test_a_block_is_used_again_after_two_steps_and_then_says_so() -> None:
     reference = reference_of(pool, vector)
     address = vector.ctypes.data
     del vector
-    pool.next_step()
+    pool.next_step(0)
     assert pool.take(LENGTH).ctypes.data != address
-    assert np.frombuffer(reader.read(reference), np.float32)[-1] == 1
-    pool.next_step()
+    assert np.frombuffer(reader.copy(reference), np.float32)[-1] == 1
+    pool.next_step(0)
     again = [pool.take(LENGTH) for _ in range(2)]
     assert address in [each.ctypes.data for each in again]
     with pytest.raises(Gone, match="another vector"):
-        reader.read(reference)
+        reader.copy(reference)
 
 
 def test_a_view_keeps_its_block() -> None:
@@ -73,7 +73,7 @@ def test_a_view_keeps_its_block() -> None:
     view[:] = 5
     del vector
     for _ in range(5):
-        pool.next_step()
+        pool.next_step(0)
         assert pool.take(LENGTH).ctypes.data != address
     assert view.tolist() == [5, 5]
 
@@ -110,9 +110,29 @@ def test_no_memory_but_that_of_blocks_is_read() -> None:
             replace(good, length=2**64 - 1),
         ):
             with pytest.raises(Gone):
-                reader.read(wrong)
+                reader.copy(wrong)
         os.close(plain)
-    assert len(reader.read(good)) == 4 * LENGTH
+    assert len(reader.copy(good)) == 4 * LENGTH
     for damaged in (b"", b"x" * 39, b"x" * 41):
         with pytest.raises(ValueError, match="unpack"):
             Reference.from_bytes(damaged)
+
+
+def test_what_is_borrowed_holds_until_its_block_is_used_again() -> None:
+    """A step's borrowed bytes are judged together, and only those of steps of this time are."""
+    pool, reader = Pool(), Reader()
+    vector, other = pool.take(LENGTH), pool.take(LENGTH)
+    vector[:] = 3
+    reader.give_back(7)
+    reference = reference_of(pool, vector)
+    assert [reader.borrow(reference, step) for step in (6, 7, 8, 9)] == [False, True, True, False]
+    assert reader.borrow(reference_of(pool, other), 8)
+    assert np.frombuffer(reader.view(reference), np.float32)[-1] == 3
+    del other
+    for _ in range(2):
+        pool.next_step(0)
+    assert reader.holds(7) and reader.holds(8) and reader.holds(9)
+    kept = pool.take(LENGTH)
+    assert reader.holds(7) and not reader.holds(8)
+    reader.give_back(9)
+    assert reader.holds(8) and kept is not None

@@ -1,0 +1,75 @@
+"""The step cycle where its memory is lent by others."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fault.records import Timing, View
+from p2p.actions import Apply, Compute, Send
+from p2p.collectives.memory import PlainMemory
+from p2p.collectives.schedule import make_schedule, make_units
+from p2p.messages import Ask, Segment, Total
+from p2p.steps import Shape, Steps
+
+LENGTH = 6
+VIEW = View(1, "view", ("a", "b"), ("a", "b"), 2)
+
+
+class Lent(PlainMemory):
+    """Memory of others, which may have gone on."""
+
+    gone = False
+
+    def holds(self, step: int) -> bool:
+        return not self.gone
+
+
+def segments_of(steps: Steps) -> list[Segment]:
+    return [
+        each.message
+        for each in steps.out
+        if isinstance(each, Send) and isinstance(each.message, Segment)
+    ]
+
+
+def new_steps(me: str, memory: PlainMemory) -> Steps:
+    schedule = make_schedule("ring", 2)
+    shape = Shape(2, 9, schedule, make_units(LENGTH, schedule.chunks, 1 << 20), LENGTH)
+    steps = Steps(me, shape, Timing(), [], lambda *_: None, lambda *_: None, memory)
+    steps.stand_at(3, "digest", None)
+    steps.enter(VIEW, 0.0)
+    return steps
+
+
+def test_what_was_read_and_has_gone_is_not_applied() -> None:
+    """The peer was taken for dead while it summed: it begins the step anew, and asks."""
+    memory = Lent()
+    late, other = new_steps("a", memory), new_steps("b", PlainMemory())
+    for shard, steps in ((0, late), (1, other)):
+        steps.on_contribution(3, shard, np.full(LENGTH, 1.0 + shard, np.float32), 0.0)
+    for segment in segments_of(late):
+        other.on_segment("a", segment, 0.0)
+    memory.gone = True
+    late.out.clear()
+    for segment in segments_of(other):
+        late.on_segment("b", segment, 0.1)
+    assert [each for each in late.out if isinstance(each, Apply)] == []
+    assert [each.shard for each in late.out if isinstance(each, Compute)] == [0]
+    memory.gone = False
+    late.on_contribution(3, 0, np.full(LENGTH, 1.0, np.float32), 0.2)
+    late.out.clear()
+    late.tick(1.0)
+    (ask,) = [each.message for each in late.out if isinstance(each, Send)]
+    assert isinstance(ask, Ask)
+    other.out.clear()
+    other.on_ask("a", ask)
+    for each in other.out:
+        assert isinstance(each, Send) and each.again
+        match each.message:
+            case Total():
+                late.on_total("b", each.message, 1.1)
+            case Segment():
+                late.on_segment("b", each.message, 1.1)
+    late.tick(2.0)
+    (applied,) = [each for each in late.out if isinstance(each, Apply)]
+    assert applied.mean.tolist() == [3.0] * LENGTH
