@@ -25,6 +25,8 @@ from launcher.store_server import StoreServer
 
 START_SECONDS = 20.0
 RELAY_NAME = "relay-{}.sock"
+SOCKET_NAME_BYTES = 32
+"""Room for those of relays, and of peers beside them."""
 FUNCTION = "mayfly"
 EVALUATION_SECONDS = 900.0
 
@@ -43,7 +45,7 @@ class Processes:
         """With the file in which each says that it is ready."""
         for number in range(plan["relays"]):
             name = RELAY_NAME.format(number)
-            endpoint = f"ipc://{short_folder(folder.path, len(name)) / name}"
+            endpoint = f"ipc://{short_folder(folder.path, SOCKET_NAME_BYTES) / name}"
             ready = folder.path / f"relay-{number}.ready"
             bind = ["p2p.transport.relay", "--bind", endpoint]
             self._relay_endpoints.append(endpoint)

@@ -113,7 +113,9 @@ class RunSpec:
             return ["tcp://127.0.0.1:*"]
         # where the relays' sockets are, since nobody else can enter that folder
         folder, _, _ = self.relays[0].rpartition("/")
-        return [f"{folder}/{peer}"] if self.links == "auto" and folder.startswith("ipc:") else []
+        return (
+            [f"{folder}/{peer}.sock"] if self.links == "auto" and folder.startswith("ipc:") else []
+        )
 
     def store_of(self, slot: int) -> str:
         return self.stores[slot % len(self.stores)]

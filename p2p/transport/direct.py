@@ -15,6 +15,7 @@ A peer's links are owned by one thread. Not here: what the messages mean, and wh
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,8 +99,12 @@ class DirectLinks:
         self.endpoints: list[str] = []
         self._is_local = all(endpoint.startswith(IPC) for endpoint in binds)
         for endpoint in binds:
-            self._router.bind(endpoint)
-            self.endpoints.append(self._router.getsockopt_string(zmq.LAST_ENDPOINT))
+            try:
+                self._router.bind(endpoint)
+            except zmq.ZMQError as error:
+                print(f"{me}: no direct links, {endpoint}: {error}", file=sys.stderr)
+            else:
+                self.endpoints.append(self._router.getsockopt_string(zmq.LAST_ENDPOINT))
         poller.register(self._router, zmq.POLLIN)
 
     # --- making links -----------------------------------------------------------------------
