@@ -23,6 +23,7 @@ from p2p.collectives.schedule import make_units, schedule_for
 from p2p.messages import KINDS, Ask, Hello, Message, NotYet, Segment, Total
 from p2p.spec import SEGMENT_BYTES
 from p2p.steps import Shape, Steps
+from p2p.traffic import Traffic
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
 from p2p.transport.link import ControlAndBulk
@@ -59,7 +60,9 @@ class Mayfly:
         self._pool = Pool()
         binds = [direct.format(rank)] if direct else []
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._direct = DirectLinks(self.me, binds, context, self._poller, self._wire, self._pool)
+        self._direct = DirectLinks(
+            self.me, binds, context, self._poller, self._wire, self._pool, Traffic()
+        )
         self._out: list[object] = []
         self._batch = 0
         self._steps: Steps | None = None

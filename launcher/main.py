@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +28,7 @@ from launcher.check import check as examine
 from launcher.home import Home, RunFolder
 from launcher.logs import entries
 from launcher.progress import Bar, Plain, Quiet
+from launcher.summary import Story
 
 app = typer.Typer(
     add_completion=False,
@@ -356,6 +358,9 @@ def _status(folder: RunFolder) -> dict[str, Any]:
     found["checkpoint"] = snapshot.checkpoint
     found["view"] = view.number if view is not None else None
     found["plays"] = {peer: view.shards_of(peer) for peer in members} if view is not None else {}
+    story = Story()
+    story.take(folder.read_events())
+    found["traffic"] = {peer: story.traffic[peer] for peer in members if peer in story.traffic}
     found["read_at"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     return found
 
@@ -371,7 +376,13 @@ def _tell(summary: dict[str, Any]) -> None:
     print(f"deaths       {summary['deaths']}, steps lost {summary['steps_lost']}{lost}")
     handed = summary["stall_ms"]["handover"]
     typical = f", stall {median(handed):.0f} ms (median)" if handed else ""
-    print(f"hand-overs   {summary['handovers']}{typical}", flush=True)
+    print(f"hand-overs   {summary['handovers']}{typical}")
+    traffic = Counter(summary["traffic"])
+    relayed, direct, named = (
+        traffic[f"{way}_bytes"] / 1e6 for way in ("relayed", "direct", "named")
+    )
+    ways = f"{relayed:.1f} MB by relays, {direct:.1f} MB direct, {named:.1f} MB in place"
+    print(f"bytes        {ways}; {traffic['asks']:.0f} asks", flush=True)
 
 
 def main() -> int:

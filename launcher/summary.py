@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -66,6 +67,8 @@ class Story:
     outcome: dict[str, Any] = field(default_factory=dict)
     kills: dict[str, float] = field(default_factory=dict)
     """When peers were killed on request."""
+    traffic: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What each peer's links carried, by its newest word: see `p2p.traffic.Traffic`."""
     evaluating: set[int] = field(default_factory=set)
     """Steps whose state is to be evaluated, and whose result has not come yet."""
     repeated: int = 0
@@ -128,6 +131,10 @@ class Story:
             self.metrics = event.fields["values"] or self.metrics
         self.evaluating.discard(event.fields["step"])
 
+    def _on_traffic(self, event: Event) -> None:
+        counts = dict(event.fields)
+        self.traffic[counts.pop("peer")] = counts
+
     def _on_evaluation(self, event: Event) -> None:
         self.evaluating.add(event.fields["step"])
 
@@ -149,6 +156,14 @@ class Story:
         for shard, peer in enumerate(self.view.get("players", [])):
             shards.setdefault(slot_of(peer), []).append(shard)
         return shards
+
+
+def total_traffic(story: Story) -> dict[str, float]:
+    """Over all peers there ever were."""
+    total: Counter[str] = Counter()
+    for counts in story.traffic.values():
+        total.update(counts)
+    return {name: round(count, 3) for name, count in total.items()}
 
 
 def summarize(story: Story, plan: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -182,6 +197,7 @@ def summarize(story: Story, plan: dict[str, Any], folder: str) -> dict[str, Any]
         "stall_ms": {
             kind: [stall for stall in found if stall is not None] for kind, found in stalls.items()
         },
+        "traffic": total_traffic(story),
         "folder": folder,
         "error": outcome.get("error", ""),
         "reason": outcome.get("reason", ""),

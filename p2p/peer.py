@@ -31,10 +31,11 @@ from p2p.aggregate.places import WorkerInvocation
 from p2p.boot import BootWatch
 from p2p.collectives.schedule import make_units, schedule_for
 from p2p.core import Core
-from p2p.messages import KINDS, Hello, Message, Segment, StatePart, Total, ViewIs
+from p2p.messages import KINDS, Ask, Hello, Message, Segment, StatePart, Total, ViewIs
 from p2p.registrar import Registrar
 from p2p.spec import RunSpec
 from p2p.steps import Shape
+from p2p.traffic import Traffic
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
 from p2p.transport.link import ControlAndBulk
@@ -42,6 +43,7 @@ from p2p.transport.shared import Pool
 from p2p.transport.wire import Malformed, WireFormat
 
 BULK = (Segment, Total, StatePart)
+TRAFFIC_EVERY_S = 5.0
 BATCH_MESSAGES = 64
 """Taken in at once before the core's actions are carried out."""
 CLAIM_SECONDS = 10.0
@@ -138,6 +140,7 @@ class _Peer:
         os.set_blocking(self._wake_writer, False)
         self._wire: WireFormat[Message] = WireFormat(KINDS)
         self.memory = Pool()
+        self._traffic = Traffic()
         self._members: tuple[Peer, ...] = ()
         self._registrar = Registrar(
             me, registry, spec_text, spec.timing, self.post, invocation.another, invoke
@@ -303,13 +306,14 @@ class _Peer:
         for socket in self._link.sockets():
             poller.register(socket, zmq.POLLIN)
         poller.register(self._wake_reader, zmq.POLLIN)
+        binds = spec.listens_at(self.me)
         self._direct = DirectLinks(
-            self.me, spec.listens_at(self.me), context, poller, self._wire, self.memory
+            self.me, binds, context, poller, self._wire, self.memory, self._traffic
         )
         core.begin(time.monotonic())
         watch = self._boot_watch
         core.membership.began_memberless(watch.memberless_since, watch.life, time.monotonic())
-        next_tick = time.monotonic()
+        next_tick = told_at = time.monotonic()
         while self._exit is None:
             wait_ms = max(0, int((next_tick - time.monotonic()) * 1000) + 1)
             poller.poll(wait_ms)
@@ -322,9 +326,13 @@ class _Peer:
                 self._direct.tick(now)
                 self._registrar.tell_steps(self._is_teller(core))
                 self._registrar.contact(core.contact(now))
+                if now - told_at > TRAFFIC_EVERY_S:
+                    told_at = now
+                    self._tell_traffic(core)
                 self._watch_own_thread(now)
             self._carry_out(core)
             self._keep_links(core)
+        self._tell_traffic(core)
         self._direct.close()
         self._link.close(LAST_WORDS_MS)  # the view that a successor takes part in, for one
         context.term()
@@ -332,6 +340,13 @@ class _Peer:
         # a thread that is deep in a computation ends it first; one that hangs is not waited for
         if self._exit.blunt or not self._left.wait(timing.patience_s):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _tell_traffic(self, core: Core) -> None:
+        self._traffic.waited_s = round(core.steps.waited_s, 3)
+        counts = asdict(self._traffic)
+        self._registrar.event(
+            "traffic", f"{self.me}:{time.monotonic()}", {"peer": self.me, **counts}
+        )
 
     def _keep_links(self, core: Core) -> None:
         view = core.membership.view
@@ -355,9 +370,11 @@ class _Peer:
                 received = self._received(now)
             except Malformed as error:
                 print(f"{self.me}: dropped a message: {error}", file=sys.stderr)
+                self._traffic.malformed += 1
                 continue
             if received is None:
                 return
+            self._traffic.received += 1
             core.on_message(*received, now)
             self._carry_out(core)
         self.post(lambda core, now: None)  # there is more: come back without waiting
@@ -404,14 +421,18 @@ class _Peer:
                 self._computer.jobs.put(action)
 
     def _send(self, to: Peer, message: Message, again: bool = False) -> None:
+        traffic = self._traffic
         if not isinstance(message, BULK):
-            self._link.send_control(to.encode(), self._wire.encode(message))
+            traffic.asks += isinstance(message, Ask)
+            traffic.relays(0, self._link.send_control(to.encode(), self._wire.encode(message)))
             return
         if again:
+            traffic.again += 1
             self._direct.check(to, time.monotonic())
         elif self._direct.send(to, message):
             return
-        self._link.send_bulk(to.encode(), self._wire.encode(message))
+        frames = self._wire.encode(message)
+        traffic.relays(len(message.payload), self._link.send_bulk(to.encode(), frames))
 
     def _watch_own_thread(self, now: float) -> None:
         """Ends this process when its computing thread stands still for longer than anyone waits."""

@@ -78,6 +78,9 @@ class Steps:
         """When any member was heard; the core's."""
         self.moved_at = 0.0
         """When something last came in that brought this step nearer to its end."""
+        self.waited_s = 0.0
+        """From the own last contribution to the mean, over all steps."""
+        self._began_at = self._contributed_at = 0.0
         self._sent: set[tuple[int, int, int, Peer]] = set()
         self._early: list[Segment] = []
         self._asked_at = 0.0
@@ -126,7 +129,7 @@ class Steps:
         self.executor.play(self.shards)
         self._sent.clear()
         self._busy.clear()
-        self.moved_at = now
+        self.moved_at = self._began_at = now
         early, self._early = self._early, []
         for segment in early:
             if segment.step == self.step:
@@ -140,7 +143,7 @@ class Steps:
             self.computing = -1
         if self.executor is not None:
             self.executor.contribute(shard, vector)
-            self.moved_at = now
+            self.moved_at = self._contributed_at = now
             self._go_on(now)
 
     def _go_on(self, now: float) -> None:
@@ -163,6 +166,7 @@ class Steps:
                 self.begin(now)
             elif not self.applying:
                 self.applying = True
+                self.waited_s += max(0.0, now - max(self._contributed_at, self._began_at))
                 self.out.append(Apply(self.step, executor.mean))
                 self._mean_is_whole(self.step, self.digest, executor.mean)
         elif self.computing < 0:

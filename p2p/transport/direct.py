@@ -24,6 +24,7 @@ import zmq
 
 from fault.records import Peer
 from p2p.messages import Hello, Message, Segment, StatePart, Total
+from p2p.traffic import Traffic
 from p2p.transport.link import BULK_LIMIT_MESSAGES, COPY_BELOW_BYTES, received_frame
 from p2p.transport.relay import (
     HANDSHAKE_MS,
@@ -37,6 +38,7 @@ from p2p.transport.wire import Frame, Malformed, WireFormat
 HELLO_EVERY_S = 1.0
 WELCOME_S = 0.5
 """A link that was knocked at and says nothing for so long carries nothing."""
+CONNECT_S = 3.0
 MISTRUST_S, MISTRUST_LIMIT_S = 1.0, 60.0
 """So long a link that failed is not tried again; twice as long each time."""
 NAMED_FROM_BYTES = 32 << 10
@@ -47,24 +49,15 @@ IPC = "ipc://"
 
 
 @dataclass(slots=True)
-class Traffic:
-    """Since the links were made. `named` payloads were read by others where they lie."""
-
-    sent: int = 0
-    sent_bytes: int = 0
-    named: int = 0
-    received: int = 0
-    gone: int = 0
-    """Named payloads that were not there any more."""
-
-
-@dataclass(slots=True)
 class _Outgoing:
     dealer: zmq.Socket[bytes]
     endpoint: str
     number: int
     up: bool = False
+    knocked: bool = False
+    """The last knock went out, for the connection was there."""
     knocked_at: float = -float("inf")
+    """Or when it was first tried."""
     mistrust_s: float = MISTRUST_S
     not_before: float = -float("inf")
 
@@ -80,9 +73,10 @@ class DirectLinks:
         poller: zmq.Poller,
         wire: WireFormat[Message],
         pool: Pool,
+        traffic: Traffic,
     ) -> None:
         self.me = me
-        self.traffic = Traffic()
+        self.traffic = traffic
         self._context = context
         self._poller = poller
         self._wire = wire
@@ -150,7 +144,9 @@ class DirectLinks:
             link = self._outgoing.get(peer)
             if link is None:
                 self._waiting.discard(peer)
-            elif now - link.knocked_at > WELCOME_S:
+            elif not link.knocked and now - link.knocked_at <= CONNECT_S:
+                self._send_knock(link, now)
+            elif now - link.knocked_at > (WELCOME_S if link.knocked else CONNECT_S):
                 self._waiting.discard(peer)
                 link.up = False
                 link.not_before = now + link.mistrust_s
@@ -169,7 +165,7 @@ class DirectLinks:
         payload = memoryview(getattr(message, "payload", b""))
         tag, local = WHOLE, link.endpoint.startswith(IPC)
         header, *rest = self._wire.encode(message, hashed=not local)
-        if local and len(payload) >= NAMED_FROM_BYTES:
+        if local and payload.nbytes >= NAMED_FROM_BYTES:
             reference = self._pool.reference(payload)
             if reference is not None:
                 tag, rest = NAMED, [reference.to_bytes()]
@@ -179,9 +175,12 @@ class DirectLinks:
                 link.dealer.send(frame, zmq.NOBLOCK, copy=len(frame) < COPY_BELOW_BYTES)
         except zmq.Again:
             return False
-        self.traffic.sent += 1
-        self.traffic.sent_bytes += len(payload)
-        self.traffic.named += tag == NAMED
+        if tag == NAMED:
+            self.traffic.named += 1
+            self.traffic.named_bytes += payload.nbytes
+        else:
+            self.traffic.direct += 1
+            self.traffic.direct_bytes += payload.nbytes
         return True
 
     def receive(self, now: float) -> tuple[Peer, Message] | None:
@@ -198,7 +197,6 @@ class DirectLinks:
             peer = source.decode("ascii", "replace")
             message = self._opened(peer, frames)
             if message is not None:
-                self.traffic.received += 1
                 return peer, message
 
     def close(self) -> None:
@@ -268,10 +266,14 @@ class DirectLinks:
     def _knock(self, peer: Peer, link: _Outgoing, now: float) -> None:
         link.knocked_at = now
         self._waiting.add(peer)
+        self._send_knock(link, now)
+
+    def _send_knock(self, link: _Outgoing, now: float) -> None:
         try:
             link.dealer.send(KNOCK + _packed(link.number), zmq.NOBLOCK)
+            link.knocked, link.knocked_at = True, now
         except zmq.Again:
-            return  # not connected yet: it is knocked at with the next hello
+            link.knocked = False  # not connected yet
 
     def _dealer(self, endpoint: str) -> zmq.Socket[bytes]:
         dealer = self._context.socket(zmq.DEALER)

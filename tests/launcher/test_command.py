@@ -84,6 +84,7 @@ def test_what_is_said_of_a_finished_run(
     """Its state, its logs; and it cannot be stopped."""
     found = json.loads(launch("status", "finished", "--home", home, "--json").stdout)
     assert found["state"] == "finished" and found["steps"] == 40
+    assert found["traffic"]["relayed_bytes"] > 0 and found["traffic"]["malformed"] == 0
     assert launch("list", "--home", home).stdout.split()[:2] == ["finished", "finished"]
     assert "START RequestId" in launch("logs", "finished", "--home", home).stdout
     logs = launch("logs", "finished", "--home", home, "--slot", "1").stdout

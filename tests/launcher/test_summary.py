@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from fault.registry import Event
-from launcher.summary import Story, summarize
+from launcher.summary import Story, summarize, total_traffic
 
 PLAN = {"run": "r", "shards": 2, "samples": 8}
 NUMBERS = itertools.count()
@@ -93,3 +93,15 @@ def test_a_run_without_an_outcome() -> None:
     """It has no steps, no loss and no state yet; that is no error."""
     summary = told(event(0.0, "created", slots=2))
     assert (summary["state"], summary["steps"], summary["loss"]) == ("unknown", 0, None)
+
+
+def test_the_newest_counts_of_every_peer_are_added_up() -> None:
+    """A peer tells what it has sent since it came, again and again."""
+    story = Story()
+    told = [("a", 1, 10, 0.5), ("b", 2, 20, 0.25), ("a", 3, 30, 1.0)]
+    story.take(
+        event(1.0, "traffic", peer=peer, asks=asks, named_bytes=size, waited_s=waited)
+        for peer, asks, size, waited in told
+    )
+    assert total_traffic(story) == {"asks": 5, "named_bytes": 50, "waited_s": 1.25}
+    assert story.traffic["a"]["asks"] == 3

@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from p2p.messages import KINDS, Beat, Hello, Message, Segment
+from p2p.traffic import Traffic
 from p2p.transport.direct import HELLO_EVERY_S, MISTRUST_S, NAMED_FROM_BYTES, WELCOME_S, DirectLinks
 from p2p.transport.shared import Pool
 from p2p.transport.wire import Malformed, WireFormat
@@ -28,7 +29,7 @@ class End:
         self.poller = zmq.Poller()
         self.pool = Pool()
         binds = [bind] if bind else []
-        self.links = DirectLinks(name, binds, self.context, self.poller, WIRE, self.pool)
+        self.links = DirectLinks(name, binds, self.context, self.poller, WIRE, self.pool, Traffic())
 
     def received(self, seconds: float = 0.05) -> list[tuple[str, Message]]:
         found, until = [], time.monotonic() + seconds

@@ -70,6 +70,19 @@ def test_the_weights_are_those_of_a_run_without_faults(
     assert result.summary["metrics"]["accuracy"] >= 0.95
 
 
+@pytest.mark.parametrize("links", [pytest.param("relay", marks=pytest.mark.acceptance), "direct"])
+def test_the_way_of_the_bytes_does_not_matter(links: str, run: Play, reference: Reference) -> None:
+    """Through relays, over TCP, or within the host, also when a peer is killed: the same bits."""
+    work = digits("ring")
+    result = run(work, f"links-{links}", Kill(100, (2,)), options=("--links", links))
+    assert result.weights == reference(work).weights
+    counted = {"auto": reference(work).summary["traffic"], links: result.summary["traffic"]}
+    for each, traffic in counted.items():
+        assert traffic["malformed"] == traffic["gone"] == 0
+        assert traffic["relayed_bytes"] > 0
+        assert (traffic["direct_bytes"] > traffic["relayed_bytes"]) == (each != "relay")
+
+
 def test_the_order_of_additions_is_seen_in_the_last_bits(reference: Reference) -> None:
     """Ring and direct have the same order, butterfly another."""
     assert reference(digits("ring")).weights == reference(digits("direct")).weights
