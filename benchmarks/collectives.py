@@ -8,7 +8,8 @@ measured in turns; a figure is the median of the samples, a sample the mean over
 row, of the slowest process. `speed` is how many times as fast as Gloo's ours is.
 
 Three ways for the bytes: `host`, between processes of one host as it is fastest; `tcp`, over TCP
-from process to process; `relay`, through one relay's Unix socket.
+from process to process; `relay`, through one relay's Unix socket. `floor` is the least that each
+can take, from the rates of memory and sockets measured in the same run (`floors.py`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any
 
+from benchmarks.floors import Rates, measure_rates
 from benchmarks.report import finish, say, surroundings, table, unwind_when_terminated
 
 PROCESSES = (2, 4, 8)
@@ -108,7 +111,9 @@ class Relay:
         self._process.wait()
 
 
-def measure(size: int, ways: list[str], sizes: list[str], samples: int, collective: str) -> Any:
+def measure(
+    size: int, ways: list[str], sizes: list[str], samples: int, collective: str, rates: Rates
+) -> dict[str, dict[str, float]]:
     """For each size of vector: milliseconds of Gloo, and of each way with how often as fast."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -138,6 +143,7 @@ def measure(size: int, ways: list[str], sizes: list[str], samples: int, collecti
             }
             for way in ways:
                 row[f"{way}_speed"] = round(median(times["gloo"]) / median(times[way]), 2)
+                row[f"{way}_floor_ms"] = round(1000 * rates.least_s(way, 4 * length, size), 3)
             found[name] = row
             say(f"N = {size}, {name}: {row}")
         return found
@@ -155,9 +161,12 @@ def main() -> None:
     unwind_when_terminated()
     found: dict[str, Any] = {"benchmark": "collectives", **surroundings()}
     found["collective"] = options.collective
+    rates = measure_rates()
+    found["gb_per_s"] = {name: round(rate / 1e9, 2) for name, rate in asdict(rates).items()}
+    say(f"GB/s: {found['gb_per_s']}")
     for size in options.processes:
         found[f"N={size}"] = measure(
-            size, options.ways, options.sizes, options.samples, options.collective
+            size, options.ways, options.sizes, options.samples, options.collective, rates
         )
     for size in options.processes:
         rows = [[name, *row.values()] for name, row in found[f"N={size}"].items()]

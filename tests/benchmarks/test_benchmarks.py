@@ -74,3 +74,31 @@ def test_robust() -> None:
     found = figures("benchmarks.robust", "--steps", "24")
     assert [run["sabotaged"] for run in found["runs"]] == [False] + [True] * 6
     assert all(0 <= run["accuracy"] <= 1 for run in found["runs"])
+
+
+@pytest.mark.acceptance
+@pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_collectives() -> None:
+    """Each way of the bytes, beside Gloo and beside what the machine can do."""
+    found = figures(
+        *("benchmarks.collectives", "--processes", "2", "4", "--sizes", "4KB", "4MB"),
+        *("--samples", "2"),
+    )
+    assert all(rate > 0 for rate in found["gb_per_s"].values())
+    for size in ("N=2", "N=4"):
+        for row in found[size].values():
+            for way in ("host", "tcp", "relay"):
+                assert row[f"{way}_speed"] > 0 and row[f"{way}_ms"] > row[f"{way}_floor_ms"] > 0
+
+
+@pytest.mark.acceptance
+@pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_training() -> None:
+    """Samples per second of both."""
+    found = figures(
+        "benchmarks.training", "--rounds", "1", "--seconds", "5", "--subjects", "digits", "cnn"
+    )
+    for subject in ("digits", "cnn"):
+        assert found[subject]["mayfly_samples_per_s"] > 0 and found[subject]["times"] > 0
