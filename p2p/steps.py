@@ -19,8 +19,6 @@ from p2p.collectives.memory import Memory, PlainMemory, Vector
 from p2p.collectives.schedule import Schedule, Unit
 from p2p.messages import Ask, NotYet, Segment, Total, Want
 
-EARLY_LIMIT = 4096
-"""Segments of the next step that are kept while this one ends."""
 ASK_LIMIT = 256
 """Segments asked for in one message."""
 
@@ -82,7 +80,9 @@ class Steps:
         """From the own last contribution to the mean, over all steps."""
         self._began_at = self._contributed_at = 0.0
         self._sent: set[tuple[int, int, int, Peer]] = set()
-        self._early: list[Segment] = []
+        self._early: dict[tuple[int, int, int, int], Segment] = {}
+        """Segments for this peer's nodes that came before their step began here: one for each hop,
+        so whatever others send, no more than two vectors for each node."""
         self._asked_at = 0.0
         self._unanswered: dict[Peer, float] = {}
         self._busy: dict[Peer, tuple[int, float]] = {}
@@ -130,8 +130,8 @@ class Steps:
         self._sent.clear()
         self._busy.clear()
         self.moved_at = self._began_at = now
-        early, self._early = self._early, []
-        for segment in early:
+        early, self._early = self._early, {}
+        for segment in early.values():
             if segment.step == self.step:
                 self._take(segment)
         self._go_on(now)
@@ -200,8 +200,19 @@ class Steps:
         elif segment.step >= self.step:
             if segment.step > self.step:
                 self._see(source, segment.step)
-            if segment.step <= self.step + 1 and len(self._early) < EARLY_LIMIT:
-                self._early.append(segment)
+            if segment.step <= self.step + 1 and self._is_for_me(segment):
+                key = (segment.step, segment.round, segment.unit, segment.dst)
+                self._early.setdefault(key, segment)
+
+    def _is_for_me(self, segment: Segment) -> bool:
+        """Whether it is a hop to a node of this peer, and as long as it should be."""
+        units = self.shape.units
+        if segment.dst not in self.shards or not 0 <= segment.unit < len(units):
+            return False
+        unit = units[segment.unit]
+        part = self.shape.schedule.parts[unit.chunk][segment.dst]
+        size = 4 * (unit.stop - unit.start)
+        return part.hears(segment.round) and len(segment.payload) == size
 
     def _take(self, segment: Segment) -> bool:
         assert self.executor is not None
@@ -222,7 +233,8 @@ class Steps:
 
     def on_ask(self, source: Peer, ask: Ask) -> None:
         """Answers with the segments, or with "not yet"."""
-        items = [ask.items[i : i + 3] for i in range(0, len(ask.items) - 2, 3)]
+        asked = ask.items[: 3 * ASK_LIMIT]
+        items = [asked[i : i + 3] for i in range(0, len(asked) - 2, 3)]
         executor = self.executor
         if ask.step == self.step and executor is not None:
             complete = True

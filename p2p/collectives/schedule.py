@@ -44,6 +44,12 @@ class Part:
     spread: tuple[tuple[int, int], ...]
     """Whom the node sends the total."""
 
+    def hears(self, round: int) -> bool:
+        """Whether anything of the chunk arrives in this round."""
+        if self.copy is not None and self.copy[0] == round:
+            return True
+        return any(round == each for each, _ in self.adds)
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:

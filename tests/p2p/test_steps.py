@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fault.records import Timing, View
@@ -9,7 +11,7 @@ from p2p.actions import Apply, Compute, Send
 from p2p.collectives.memory import PlainMemory
 from p2p.collectives.schedule import make_schedule, make_units
 from p2p.messages import Ask, Segment, Total
-from p2p.steps import Shape, Steps
+from p2p.steps import ASK_LIMIT, Shape, Steps
 
 LENGTH = 6
 VIEW = View(1, "view", ("a", "b"), ("a", "b"), 2)
@@ -73,3 +75,41 @@ def test_what_was_read_and_has_gone_is_not_applied() -> None:
     late.tick(2.0)
     (applied,) = [each for each in late.out if isinstance(each, Apply)]
     assert applied.mean.tolist() == [3.0] * LENGTH
+
+
+def test_a_flood_of_the_next_step_is_kept_within_its_hops() -> None:
+    """Whatever a peer sends: one segment for each hop to a node of this peer, and no other."""
+    steps, other = new_steps("a", PlainMemory()), new_steps("b", PlainMemory())
+    other.stand_at(4, "later", None)
+    other.begin(0.0)
+    other.out.clear()
+    other.on_contribution(4, 1, np.ones(LENGTH, np.float32), 0.0)
+    good = segments_of(other)
+    assert good
+    kept = []
+    for number in range(1000):
+        for segment in good:
+            for odd in (
+                segment,
+                replace(segment, round=number + 2),
+                replace(segment, unit=number + 2),
+                replace(segment, unit=-1),
+                replace(segment, dst=number + 1),
+                replace(segment, dst=-1),
+                replace(segment, step=5 + number),
+                replace(segment, payload=bytes(number * 4)),
+            ):
+                steps.on_segment("b", odd, 0.1)
+        kept.append(len(steps._early))
+    assert max(kept) <= len(good) + 1
+    assert steps.ahead == (1004, "b")
+
+
+def test_an_ask_for_too_much_is_answered_in_part() -> None:
+    steps = new_steps("a", PlainMemory())
+    steps.on_contribution(3, 0, np.ones(LENGTH, np.float32), 0.0)
+    (sent,) = segments_of(steps)
+    steps.out.clear()
+    items = (sent.round, sent.unit, sent.dst) * 5000
+    steps.on_ask("b", Ask(1, 3, items))
+    assert len(segments_of(steps)) == ASK_LIMIT
