@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from chaos.training import apply, digest_of
 from fault import actions
 from fault.ledger import Ledger
 from fault.records import Contact, Peer, generation_of, slot_of
 from p2p.actions import Apply, Compute, LoadState, Send, TakeImage, WritePieces
 from p2p.boot import BootWatch
+from p2p.collectives.memory import Vector
 from p2p.core import Core
 from p2p.messages import ViewIs
 
@@ -60,6 +63,7 @@ class SimulatedPeer:
         self._asking = False
         self._lost_grants: dict[str, actions.GrantSlot] = {}
         self._moved_at = world.now
+        self._handed_out: tuple[Compute, Vector] | None = None
         if time_limit_s < 1e9:
             world.after(time_limit_s, lambda: self.die("reached its time limit"))
 
@@ -287,7 +291,19 @@ class SimulatedPeer:
             for fault in self.world.active:
                 if fault.kind == "slow" and self.slot in fault.slots:
                     seconds *= fault.amount
+            self.world.after(seconds * 0.6, lambda: self._happen(self._hand_out, job))
         self.world.after(seconds, lambda: self._happen(self._worked, job))
+
+    def _hand_out(self, job: Compute) -> None:
+        """The end of a contribution is there before the rest of it."""
+        if self.hung or job.step != self.step:
+            return
+        whole = self.world.reference.contributions[job.step][job.shard]
+        start = self.world.random.randrange(len(whole))
+        vector = np.full_like(whole, np.nan)
+        vector[start:] = whole[start:]
+        self._handed_out = (job, vector)
+        self.core.on_part(job.step, job.shard, vector, start, len(whole), self.world.now)
 
     def _worked(self, job: object) -> None:
         if self.hung:
@@ -302,7 +318,12 @@ class SimulatedPeer:
         world, core = self.world, self.core
         match job:
             case Compute() if job.step == self.step:
-                vector = world.reference.contributions[job.step][job.shard].copy()
+                whole = world.reference.contributions[job.step][job.shard]
+                vector = whole.copy()
+                if self._handed_out is not None and self._handed_out[0] is job:
+                    vector = self._handed_out[1]
+                    missing = np.isnan(vector)  # the others may have been added to
+                    vector[missing] = whole[missing]
                 core.on_contribution(job.step, job.shard, vector, world.now)
             case Apply() if job.step == self.step:
                 world.invariants.on_mean(self, job.step, job.mean)

@@ -196,6 +196,7 @@ def _spec(
         checkpoints=folder.checkpoints.as_uri(),
         collective=cast(Collective, options.collective),
         links=cast(Links, options.links),
+        overlap=options.overlap and findings.gradients_come_once,
         checkpoint_every=options.checkpoint_every,
         evaluate_every=findings.evaluate_every,
         function=FUNCTION,

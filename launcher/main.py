@@ -70,6 +70,9 @@ def run(
     links: Annotated[
         str, typer.Option(help="relay, direct (over TCP) or auto: past the relays within a host.")
     ] = "auto",
+    overlap: Annotated[
+        bool, typer.Option(help="Sum gradients while the backward pass goes on.")
+    ] = True,
     aggregate: Annotated[
         str, typer.Option(help="peers, or database: gradients and optimizer in a store.")
     ] = "peers",
@@ -108,6 +111,7 @@ def run(
         shards,
         collective,
         links,
+        overlap,
         _settings(set_ or []),
         tuple([_kill(each) for each in kill or []]),
         time_limit,

@@ -36,6 +36,8 @@ class Options:
     """0 for as many as peers."""
     collective: str = "ring"
     links: str = "auto"
+    overlap: bool = True
+    """Gradients are summed while the backward pass still goes on."""
     settings: Mapping[str, str] = field(default_factory=dict)
     kills: tuple[tuple[int, int], ...] = ()
     time_limit_s: float = 900.0

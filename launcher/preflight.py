@@ -38,6 +38,8 @@ class Findings:
     """What building the task and probing it took."""
     step_s: float
     """What a shard's contribution and applying a mean took."""
+    gradients_come_once: bool
+    """So that they can be summed before the backward pass is at its end."""
 
 
 def load(request: JobRequest) -> tuple[Task, Plan]:
@@ -83,7 +85,7 @@ def inspect(request: JobRequest) -> dict[str, Any]:
             from p2p.aggregate.stored_optimizer import StoredOptimizer
 
             StoredOptimizer(Built(task, state, algorithm))
-        algorithm.rehearse(lambda: None)
+        gradients_come_once = algorithm.rehearse(lambda: None)
     first_s, step_s = _time_of_a_step(algorithm), _time_of_a_step(algorithm)
     found = Findings(
         plan.steps,
@@ -95,6 +97,7 @@ def inspect(request: JobRequest) -> dict[str, Any]:
         import_s=imported - began + max(0.0, first_s - step_s),
         build_s=built - imported + step_s,
         step_s=step_s,
+        gradients_come_once=gradients_come_once,
     )
     return asdict(found)
 

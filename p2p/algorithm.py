@@ -8,7 +8,8 @@ Not here: the order in which contributions are summed (`collectives/`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from xxhash import xxh3_128
 from fault.errors import ImpureTask, InvalidTask
 from p2p.collectives.memory import Memory, PlainMemory
 from p2p.flat import Entry, aligned_bytes
+from p2p.handout import GradientInPieces, HandingOut
 from p2p.plan import Plan
 from p2p.seeding import NO_SHARD, same_arithmetic, seeded
 from p2p.state import TrainingState
@@ -30,16 +32,21 @@ from p2p.task import Task
 
 Vector = npt.NDArray[np.float32]
 Progress = Callable[[], None]
+OnPart = Callable[[Vector, int, int], None]
+"""Told of a contribution whose elements in this range do not change any more."""
 
 
 class Algorithm(Protocol):
     length: int
     """Elements of a contribution."""
 
-    def contribution(self, shard: int, on_progress: Progress) -> Vector:
+    def contribution(
+        self, shard: int, on_progress: Progress, on_part: OnPart | None = None
+    ) -> Vector:
         """What the shard adds to the mean at the state's step; leaves the state untouched.
 
-        `on_progress` is called after each sample that was fetched and after each micro-batch.
+        `on_progress` is called after each sample that was fetched and after each micro-batch, and
+        `on_part` may be while it is computed.
         """
 
     def loss(self, mean: Vector) -> float:
@@ -89,11 +96,13 @@ class GradientAveraging:
         self._marks = end
         self.length = end + len(self._gradients) + len(self._floats) + 1
 
-    def contribution(self, shard: int, on_progress: Progress) -> Vector:
+    def contribution(
+        self, shard: int, on_progress: Progress, on_part: OnPart | None = None
+    ) -> Vector:
         """Raises InvalidTask for a task that cannot be computed exactly, and whatever the task
         raises; the state is untouched even then.
         """
-        return self.contribution_at(self.state.step, shard, on_progress)
+        return self.contribution_at(self.state.step, shard, on_progress, on_part)
 
     def loss(self, mean: Vector) -> float:
         return float(mean[-1])
@@ -148,14 +157,20 @@ class GradientAveraging:
             state.scheduler.step()
         state.step += 1
 
-    def rehearse(self, on_progress: Progress) -> None:
-        """Computes the smallest micro-batch, and one contribution twice.
+    def rehearse(self, on_progress: Progress) -> bool:
+        """Computes the smallest micro-batch, and one contribution twice, once handing out parts.
 
-        Raises as `try_smallest_batch`, and ImpureTask when the contributions differ. Leaves the
-        state untouched.
+        Returns whether parts can be handed out. Raises as `try_smallest_batch`, and ImpureTask when
+        the contributions differ. Leaves the state untouched.
         """
         self.try_smallest_batch(on_progress)
-        first, second = (self.tensors(self.contribution(0, on_progress)) for _ in range(2))
+        can_hand_out = True
+        whole = self.contribution(0, on_progress)
+        try:
+            handed_out = self.contribution(0, on_progress, lambda *_: None)
+        except GradientInPieces:
+            can_hand_out, handed_out = False, self.contribution(0, on_progress)
+        first, second = self.tensors(whole), self.tensors(handed_out)
         for name, values in first.items():
             if values.tobytes() != second[name].tobytes():
                 raise ImpureTask(
@@ -163,6 +178,7 @@ class GradientAveraging:
                     "keeps something between samples or batches besides parameters and buffers, "
                     "such as a generator or a counter of its own; 'p2p-launch check' says more"
                 )
+        return can_hand_out
 
     def try_smallest_batch(self, on_progress: Progress) -> None:
         """Raises InvalidTask when the model cannot compute so few samples at once, and whatever
@@ -196,7 +212,9 @@ class GradientAveraging:
         named["loss"] = vector[-1:]
         return named
 
-    def contribution_at(self, step: int, shard: int, on_progress: Progress) -> Vector:
+    def contribution_at(
+        self, step: int, shard: int, on_progress: Progress, on_part: OnPart | None = None
+    ) -> Vector:
         """As `contribution`, to a step that need not be the state's own."""
         vector = self.memory.take(self.length)
         vector.fill(0)
@@ -212,20 +230,42 @@ class GradientAveraging:
                 seeded(self.task.seed, step, shard),
                 torch.enable_grad(),
             ):
-                loss = self._backward(step, shard, on_progress)
+                weight = self.plan.weight(shard, step)
+                handing_out = self._handing_out(vector, weight, on_part)
+                loss = self._backward(step, shard, on_progress, handing_out or nullcontext())
                 flat.take_in_replaced_buffers()
-                self._write(vector, step, shard, loss, buffers)
+                written = handing_out.written if handing_out is not None else []
+                self._write(vector, step, shard, loss, buffers, written)
         finally:
             self._drop_gradients()
         return vector
 
-    def _backward(self, step: int, shard: int, on_progress: Progress) -> float:
+    def _handing_out(
+        self, vector: Vector, weight: float, on_part: OnPart | None
+    ) -> HandingOut | None:
+        """For the backward pass that completes the gradients."""
+        if on_part is None:
+            return None
+        views, end = torch.from_numpy(vector), self.gradient_length
+        return HandingOut(
+            self._gradients,
+            lambda place: self._gradients[place].write_gradient(views, weight),
+            lambda start: on_part(vector, start, end),
+        )
+
+    def _backward(
+        self,
+        step: int,
+        shard: int,
+        on_progress: Progress,
+        handing_out: AbstractContextManager[object],
+    ) -> float:
         """Leaves the gradient of the shard's mean loss in the parameters; the loss."""
         task, size = self.task, self.plan.shard_size(shard, step)
         total = 0.0
-        for indices in self.plan.micro_batches(shard, step):
-            if not indices:
-                continue
+        batches = [indices for indices in self.plan.micro_batches(shard, step) if indices]
+        for number, indices in enumerate(batches):
+            is_last = number == len(batches) - 1
             samples = []
             for index in indices:
                 samples.append(_sample(task.dataset[index], index))
@@ -239,25 +279,33 @@ class GradientAveraging:
                 )
             share = len(indices) / size
             # without accumulation exactly what an ordinary loop does
-            torch.autograd.backward(loss if share == 1.0 else loss * share)
+            with handing_out if is_last else nullcontext():
+                torch.autograd.backward(loss if share == 1.0 else loss * share)
             total += float(loss.detach()) * share
             on_progress()
         return total
 
     def _write(
-        self, vector: Vector, step: int, shard: int, loss: float, buffers: npt.NDArray[np.uint8]
+        self,
+        vector: Vector,
+        step: int,
+        shard: int,
+        loss: float,
+        buffers: npt.NDArray[np.uint8],
+        written: Sequence[bool],
     ) -> None:
-        """Fills the vector; `buffers` are the bytes of the buffers before the forward pass."""
+        """Fills the vector but for the gradients that are `written`.
+
+        `buffers` are the bytes of the buffers before the forward pass.
+        """
         weight = self.plan.weight(shard, step)
         memory = self.state.flat.memory
         views = torch.from_numpy(vector)
         gradient_marks, float_marks = self._split_marks(vector)
         for place, part in enumerate(self._gradients):
-            gradient = part.entry.tensor.grad
-            if gradient is not None:
-                if gradient.layout != torch.strided:
-                    gradient = gradient.to_dense()
-                torch.mul(gradient.detach(), weight, out=part.view(views))
+            if part.entry.tensor.grad is not None:
+                if not written or not written[place]:
+                    part.write_gradient(views, weight)
                 gradient_marks[place] = weight
         before = len(memory) - len(buffers)
         for place, part in enumerate(self._floats):
@@ -310,6 +358,17 @@ class _Part:
     @property
     def end(self) -> int:
         return self.start + self.length
+
+    @property
+    def parameter(self) -> Tensor:
+        return self.entry.tensor
+
+    def write_gradient(self, vector: Tensor, weight: float) -> None:
+        gradient = self.entry.tensor.grad
+        assert gradient is not None
+        if gradient.layout != torch.strided:
+            gradient = gradient.to_dense()
+        torch.mul(gradient.detach(), weight, out=self.view(vector))
 
     def view(self, vector: Tensor) -> Tensor:
         """The elements with the shape and the strides of the tensor."""

@@ -25,7 +25,7 @@ from fault.records import Outcome, Peer, slot_of
 from p2p.actions import Apply, Compute, Evaluate, LoadState, TakeImage, WritePieces
 from p2p.aggregate.parts import build
 from p2p.algorithm import Algorithm, probe
-from p2p.collectives.memory import Memory
+from p2p.collectives.memory import Memory, Vector
 from p2p.core import Core
 from p2p.evaluation import StateSender
 from p2p.final import write_final
@@ -165,8 +165,13 @@ class Computer:
             return  # a newer state came in between
         if job.step in self._kills:
             self._kill_once(job.step)
-        vector = self.algorithm.contribution(job.shard, self._on_progress)
         step, shard = job.step, job.shard
+
+        def on_part(vector: Vector, start: int, stop: int) -> None:
+            self.peer.post(lambda core, now: core.on_part(step, shard, vector, start, stop, now))
+
+        overlapped = on_part if self.spec.overlap else None
+        vector = self.algorithm.contribution(job.shard, self._on_progress, overlapped)
         self.peer.post(lambda core, now: core.on_contribution(step, shard, vector, now))
 
     def _kill_once(self, step: int) -> None:

@@ -119,6 +119,11 @@ class Core:
     def on_contribution(self, step: int, shard: int, vector: Vector, now: float) -> None:
         self.steps.on_contribution(step, shard, vector, now)
 
+    def on_part(
+        self, step: int, shard: int, vector: Vector, start: int, stop: int, now: float
+    ) -> None:
+        self.steps.on_part(step, shard, vector, start, stop, now)
+
     def on_applied(self, step: int, digest: str, now: float) -> None:
         """The state is now that of `step`, one further."""
         executor = self.steps.executor

@@ -79,6 +79,8 @@ class RunSpec:
     evaluate_every: int = 0
     """Steps of an epoch, after each of which the state is evaluated; 0: only at the end."""
     function: str = "mayfly"
+    overlap: bool = True
+    """Gradients are summed while the backward pass still goes on; the result does not tell."""
     links: Links = "auto"
     """Past the relays: no links, TCP between any two peers, or those within a host."""
     aggregate: Aggregation = "peers"

@@ -146,6 +146,14 @@ class Steps:
             self.moved_at = self._contributed_at = now
             self._go_on(now)
 
+    def on_part(
+        self, step: int, shard: int, vector: Vector, start: int, stop: int, now: float
+    ) -> None:
+        """Of a contribution that is still being computed, these elements are there."""
+        if step == self.step and self.executor is not None:
+            self.executor.contribute_part(shard, vector, start, stop)
+            self._go_on(now)
+
     def _go_on(self, now: float) -> None:
         executor, view = self.executor, self.view
         assert executor is not None and view is not None

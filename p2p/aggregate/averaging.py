@@ -26,6 +26,7 @@ from p2p.aggregate.stored_optimizer import StoredOptimizer
 from p2p.aggregate.stored_state import StoredState
 from p2p.aggregate.storing import ensure_stored, execution
 from p2p.aggregate.team import TeamLead
+from p2p.algorithm import OnPart
 from p2p.spec import RunSpec
 
 Vector = npt.NDArray[np.float32]
@@ -68,7 +69,9 @@ class DatabaseAveraging:
         with suppress(StoreUnavailable, StoreError):
             self._team.call_absent()
 
-    def contribution(self, shard: int, on_progress: Progress) -> Vector:
+    def contribution(
+        self, shard: int, on_progress: Progress, on_part: OnPart | None = None
+    ) -> Vector:
         """The sum over the shard's parts, in order. Raises TaskRaised when the job did in one."""
         return self._until_it_works(lambda: self._contribution(shard, on_progress), on_progress)
 

@@ -54,6 +54,8 @@ class Executor:
         self.out: list[Outgoing] = []
         self._nodes: set[int] = set()
         self._sums: dict[int, Vector] = {}
+        self._ready: dict[int, tuple[int, int]] = {}
+        """Of each node's contribution the range of elements that are there."""
         self._added: dict[int, list[int]] = {}
         """For each node and unit, how many of the schedule's adds are in the sum."""
         self._parked: dict[tuple[int, int, int], Vector] = {}
@@ -78,18 +80,28 @@ class Executor:
 
     def needs(self, node: int) -> bool:
         """Whether the node's contribution is still to be computed."""
-        return node not in self._sums and self._totals_missing > 0
+        return self._ready.get(node) != (0, len(self.mean)) and self._totals_missing > 0
 
     def contribute(self, node: int, vector: Vector) -> None:
         """The node's own contribution; the executor adds to it in place from here on."""
         # a vector of one element would be broadcast, one of float64 rounded at other places
         assert vector.shape == self.mean.shape and vector.dtype == np.float32
-        if node in self._sums:
-            return
-        self._sums[node] = vector
-        self._added[node] = [0] * len(self.units)
-        for unit in range(len(self.units)):
-            self._advance(node, unit)
+        if self.needs(node):
+            self.contribute_part(node, vector, 0, len(vector))
+
+    def contribute_part(self, node: int, vector: Vector, start: int, stop: int) -> None:
+        """Of the node's contribution this range is there, which grows from call to call."""
+        before, end = self._ready.get(node, (start, start))
+        mine = self._sums.setdefault(node, vector)
+        if mine is not vector:  # computed once more: what is there may have been added to
+            mine[start:before] = vector[start:before]
+            mine[end:stop] = vector[end:stop]
+        self._added.setdefault(node, [0] * len(self.units))
+        self._ready[node] = (min(start, before), max(stop, end))
+        for unit, cut in enumerate(self.units):
+            is_new = not (before <= cut.start and cut.stop <= end)
+            if is_new and self._is_ready(node, cut):
+                self._advance(node, unit)
 
     def receive(self, round: int, unit: int, node: int, payload: bytes | memoryview) -> bool:
         """A segment for `node` arrived. False when it does not fit or is of no use."""
@@ -181,9 +193,9 @@ class Executor:
 
     def _advance(self, node: int, unit: int) -> None:
         """Adds what can be added, and hands the sum on when it is whole."""
-        if node not in self._sums or self._have_total[unit]:
-            return
         cut = self.units[unit]
+        if self._have_total[unit] or not self._is_ready(node, cut):
+            return
         part, added = self.schedule.parts[cut.chunk][node], self._added[node]
         for round, source in part.adds[added[unit] :]:
             values = self._parked.pop((round, unit, node), None)
@@ -204,12 +216,16 @@ class Executor:
         else:
             self.out.append(Outgoing(part.result[0], unit, node, part.result[1]))
 
+    def _is_ready(self, node: int, cut: Unit) -> bool:
+        start, stop = self._ready.get(node, (0, 0))
+        return start <= cut.start and cut.stop <= stop
+
     def _result(self, node: int, unit: int) -> Vector | None:
         """The node's whole sum of the unit, or None while something is to be added."""
         added = self._added.get(node)
-        if added is None:
-            return None
         cut = self.units[unit]
+        if added is None or not self._is_ready(node, cut):
+            return None
         if added[unit] < len(self.schedule.parts[cut.chunk][node].adds):
             return None
         return self._sums[node][cut.start : cut.stop]

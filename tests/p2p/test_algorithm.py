@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from fault.errors import ImpureTask, InvalidTask
 from p2p import Task
 from p2p.algorithm import GradientAveraging, Vector, probe
+from p2p.handout import GradientInPieces
 from p2p.plan import Plan
 from p2p.seeding import configure_determinism, seeded
 from p2p.state import TrainingState
@@ -651,3 +652,97 @@ def test_every_part_of_a_contribution_has_a_name() -> None:
     assert {"gradient of 'first.weight'", "buffer 'replaced'"} <= set(tensors)
     assert "buffer 'norm.num_batches_tracked'" in tensors and list(tensors)[-1] == "loss"
     assert np.all(np.diff(np.concatenate(list(tensors.values()))) > 0)
+
+
+# --- parts that are handed out ----------------------------------------------------------------
+
+
+class Wide(nn.Module):
+    """Layers wide enough for several parts, one of which is used twice, and one never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice = nn.Linear(6, 700), nn.Linear(700, 700)
+        self.unused, self.last = nn.Linear(700, 700), nn.Linear(700, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.twice(torch.tanh(self.first(inputs))))
+        output: Tensor = self.last(torch.tanh(self.twice(hidden)))
+        return output
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_parts_that_are_handed_out_do_not_change_any_more(accumulate: int) -> None:
+    """They come while the gradients do, reach to the last one, and the whole has the same bits."""
+    torch.manual_seed(3)
+    setting = Setting(Wide(), accumulate=accumulate)
+    expected = setting.algorithm.contribution(1, nothing)
+    parts: list[tuple[int, int, bytes]] = []
+
+    def on_part(vector: Vector, start: int, stop: int) -> None:
+        parts.append((start, stop, vector[start:stop].tobytes()))
+
+    found = setting.algorithm.contribution(1, nothing, on_part)
+    assert found.tobytes() == expected.tobytes()
+    # the unused layer's place is before the last one's, and is no gradient's to come
+    assert all(stop == setting.algorithm.gradient_length for _, stop, _ in parts)
+    assert [start for start, _, _ in parts] == sorted((s for s, _, _ in parts), reverse=True)
+    for start, stop, seen in parts:
+        assert found[start:stop].tobytes() == seen
+
+
+def test_parts_come_from_the_last_layer_to_the_first() -> None:
+    torch.manual_seed(3)
+    layers = [nn.Linear(6, 600), *[nn.Linear(600, 600) for _ in range(4)], nn.Linear(600, 3)]
+    setting = Setting(nn.Sequential(*layers))
+    starts: list[int] = []
+    setting.algorithm.contribution(0, nothing, lambda vector, start, stop: starts.append(start))
+    assert len(starts) == 4 and starts == sorted(starts, reverse=True) and starts[-1] < 100_000
+    assert all(parameter.grad is None for parameter in setting.task.model.parameters())
+    assert setting.algorithm.rehearse(nothing) is True
+
+
+def test_a_parameter_that_only_an_earlier_micro_batch_uses() -> None:
+    """The pass that completes the gradients does not come to it, and it has one all the same."""
+
+    class Fickle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.always, self.sometimes = nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            output: Tensor = self.always(inputs)
+            if len(inputs) > 1:
+                output = output + self.sometimes(inputs)
+            return output
+
+    torch.manual_seed(3)
+    setting = Setting(Fickle(), accumulate=3, batch_size=12, shards=3)
+    sizes = [len(each) for each in setting.plan.micro_batches(0, 0)]
+    assert max(sizes) > 1 and sizes[-1] == 1
+    expected = setting.algorithm.contribution(0, nothing)
+    found = setting.algorithm.contribution(0, nothing, lambda *_: None)
+    assert found.tobytes() == expected.tobytes()
+
+
+def test_a_backward_pass_in_pieces_is_noticed() -> None:
+    """Reentrant checkpoints come to a shared layer twice: nothing of it may be handed out."""
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shared, self.last = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden = self.first(inputs)
+            for _ in range(2):
+                hidden = checkpoint(self.shared, hidden, use_reentrant=True)
+            output: Tensor = self.last(hidden)
+            return output
+
+    setting = Setting(Checkpointed())
+    assert setting.algorithm.rehearse(nothing) is False
+    with pytest.raises(GradientInPieces, match="--no-overlap"):
+        setting.algorithm.contribution(0, nothing, lambda *_: None)
+    assert setting.algorithm.rehearse(nothing) is False

@@ -87,3 +87,18 @@ def test_the_order_of_additions_is_seen_in_the_last_bits(reference: Reference) -
     """Ring and direct have the same order, butterfly another."""
     assert reference(digits("ring")).weights == reference(digits("direct")).weights
     assert reference(digits("ring")).weights != reference(digits("butterfly")).weights
+
+
+WIDE = Workload(JOB.parents[1] / "benchmarks" / "wide_job.py", 24, "ring", shards=2)
+"""Vectors of 16 MB, which are named and not sent, and of which parts are handed out early."""
+
+
+def test_neither_overlap_nor_names_are_seen_in_the_bits(run: Play) -> None:
+    """Whole vectors through a relay, or parts where they lie while the rest is computed."""
+    peers = ("--peers", "2")
+    plain = run(WIDE, "plain", options=(*peers, "--no-overlap", "--links", "relay"))
+    quick = run(WIDE, "quick", Kill(8, (1,)), options=peers)
+    assert plain.weights == quick.weights
+    assert plain.summary["traffic"]["named"] == 0
+    named, gone = (quick.summary["traffic"][name] for name in ("named_bytes", "gone"))
+    assert named > 100_000_000 and gone <= 20
