@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from fault.errors import InputError, TimeLimitTooShort
 from fault.records import Timing
 from p2p.aggregate.rules import Robust
 from p2p.spec import AGGREGATIONS, COLLECTIVES, LINKS, SHARDS_LIMIT
+from p2p.transport.hosts import is_loopback
 
 STARTS = ("cold", "warm", "snapshot")
 """A new process each time; one that is free, or a new one; one that is free, or a fork of a process
@@ -177,11 +177,7 @@ def check_address(listen: str) -> None:
     host, separator, port = listen.rpartition(":")
     if not separator or not port.isdecimal() or int(port) > 65535:
         raise InputError(f"--listen {listen}: write it as HOST:PORT, as in 127.0.0.1:8080")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if not is_loopback(host):
         raise InputError(f"--listen {listen}: the emulator listens on loopback only")
 
 

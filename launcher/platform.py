@@ -6,7 +6,6 @@ least once. What a function does, and whether it ever starts, is seen elsewhere.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import threading
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 import tenacity
 
 from fault.errors import InputError, PlatformUnavailable
+from p2p.transport.hosts import is_loopback
 
 if TYPE_CHECKING:
     from mypy_boto3_lambda import LambdaClient
@@ -138,11 +138,8 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _is_loopback(endpoint: str) -> bool:
-    parts = urlsplit(endpoint)
-    host = parts.hostname or ""
     try:
-        return parts.scheme == "http" and (
-            host == "localhost" or ipaddress.ip_address(host).is_loopback
-        )
+        parts = urlsplit(endpoint)
     except ValueError:
         return False
+    return parts.scheme == "http" and is_loopback(parts.hostname or "")

@@ -7,7 +7,6 @@ that only this user can enter, and writes nothing to disk.
 from __future__ import annotations
 
 import fcntl
-import ipaddress
 import os
 import shutil
 import socket
@@ -21,6 +20,7 @@ import redis
 from fault.errors import InputError, StoreUnavailable
 from launcher.database_server import DatabaseServer, quoted, short_folder
 from p2p.aggregate.engine.build import engine_path
+from p2p.transport.hosts import is_loopback
 
 LONGEST_ARGUMENT = 16 << 30
 """Bytes; the server's default of 512 MB is less than a large model's parameters."""
@@ -44,14 +44,6 @@ class Endpoint:
         if not separator or not port.isdigit() or not 0 < int(port) < 65536 or not host:
             raise InputError(f"--listen {text}: write it as HOST:PORT, as in 127.0.0.1:7379")
         return cls(host.removeprefix("[").removesuffix("]"), int(port))
-
-    def is_loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
 
     def check(self) -> None:
         """Raises InputError for an address that is not this machine's."""
@@ -91,7 +83,7 @@ class StoreServer(DatabaseServer):
         say: Callable[[str], None] = lambda line: None,
         inside: str = "",
     ) -> None:
-        if listen is not None and not listen.is_loopback() and not password:
+        if listen is not None and not is_loopback(listen.host) and not password:
             raise InputError(
                 f"--listen {listen.host}:{listen.port}: others can reach this address, "
                 "so the store needs a password: --password-file FILE"

@@ -7,7 +7,6 @@ those started is ended by the warden (`warden.py`), also when the emulator itsel
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import itertools
 import json
 import logging
@@ -31,6 +30,7 @@ from launcher.emulator.pool import Pool, Throttled
 from launcher.emulator.process import Start, mark, start_cold
 from launcher.emulator.sandbox import Sandbox
 from launcher.emulator.snapshot import Snapshot
+from p2p.transport.hosts import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +52,10 @@ class Address:
         host, _, port = text.rpartition(":")
         host = host.strip("[]")
         try:
-            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
             number = int(port)
         except ValueError:
             raise InputError(f"{text!r} is no address: write 127.0.0.1:PORT") from None
-        if not loopback:
+        if not is_loopback(host):
             raise InputError(
                 f"{host} is not a loopback address; the emulator asks for no passwords"
             )

@@ -1,6 +1,6 @@
 """A relay: the process that every peer dials out to, and that hands their messages on.
 
-    python -m p2p.transport.relay --bind ipc:///folder/relay-0 --bind tcp://0.0.0.0:7700
+    python -m p2p.transport.relay --bind ipc:///folder/relay-0 --bind tcp://127.0.0.1:7700
 
 A peer sends [destination, frames…]; the destination gets [source, frames…]. The relay looks at
 nothing else and copies no payload. A message to `relay` of the one frame `stats` is answered with
@@ -36,6 +36,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from fault.errors import InputError, MayflyError
 from p2p.transport.allocation import keep_large_blocks
+from p2p.transport.hosts import is_loopback
 
 RELAY = b"relay"
 """The identity that the relay itself answers to."""
@@ -89,7 +90,8 @@ class _Queue:
 class Relay:
     """One ROUTER socket on any number of endpoints. Owned by one thread.
 
-    Raises InputError for an endpoint that cannot be bound, or an ipc folder that others may enter.
+    Raises InputError for an endpoint that cannot be bound, or that others can reach: what goes
+    through a relay is neither encrypted nor signed.
     """
 
     def __init__(self, endpoints: Sequence[str], queue_bytes: int = QUEUE_BYTES) -> None:
@@ -140,6 +142,11 @@ class Relay:
         path = Path(endpoint.removeprefix("ipc://")) if endpoint.startswith("ipc://") else None
         if path is not None:
             _prepare_folder(path)
+        elif not is_loopback(endpoint.removeprefix("tcp://").rpartition(":")[0]):
+            raise InputError(
+                f"the relay cannot listen on {endpoint}: others could reach it and speak as any "
+                "peer; bind a loopback address, and let a tunnel or a private network lead there"
+            )
         try:
             self._router.bind(endpoint)
         except zmq.ZMQError as error:

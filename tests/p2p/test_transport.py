@@ -21,6 +21,7 @@ import zmq
 from xxhash import xxh3_64_intdigest
 
 from p2p.messages import KINDS, Message, Segment
+from p2p.transport.hosts import is_loopback
 from p2p.transport.link import ControlAndBulk, Link
 from p2p.transport.wire import (
     _PREFIX,
@@ -510,3 +511,28 @@ def test_a_relay_refuses_a_folder_that_others_enter(folder: Path) -> None:
     )
     assert answer.returncode == 2
     assert answer.stderr == f"relay: others may enter {folder}: make it yours, with mode 700\n"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "*", "192.0.2.1", "[::]", "example.org", ""])
+def test_a_relay_listens_to_this_machine_only(host: str) -> None:
+    """What goes through it is not encrypted, so no other address is bound, and it says so."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "p2p.transport.relay", "--bind", f"tcp://{host}:7799"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert answer.returncode == 2
+    assert "others could reach it" in answer.stderr and "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *(("localhost", True), ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True)),
+        *(("[::1]", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False)),
+        *(("localhost.example.org", False), ("", False), ("*", False), ("[127.0.0.1", True)),
+    ],
+)
+def test_which_hosts_are_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) == expected
