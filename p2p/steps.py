@@ -81,8 +81,10 @@ class Steps:
         self._began_at = self._contributed_at = 0.0
         self._sent: set[tuple[int, int, int, Peer]] = set()
         self._early: dict[tuple[int, int, int, int], Segment] = {}
-        """Segments for this peer's nodes that came before their step began here: one for each hop,
-        so whatever others send, no more than two vectors for each node."""
+        """Segments that came before their step began here, or the view in which this peer plays
+        their node; one for each hop."""
+        self._early_room = 8 * shape.length
+        """So many bytes may still be kept."""
         self._asked_at = 0.0
         self._unanswered: dict[Peer, float] = {}
         self._busy: dict[Peer, tuple[int, float]] = {}
@@ -131,6 +133,8 @@ class Steps:
         self._busy.clear()
         self.moved_at = self._began_at = now
         early, self._early = self._early, {}
+        # two vectors for each node, and as much for what may be adopted
+        self._early_room = 4 * self.shape.length * 2 * (len(self.shards) + 1)
         for segment in early.values():
             if segment.step == self.step:
                 self._take(segment)
@@ -208,17 +212,19 @@ class Steps:
         elif segment.step >= self.step:
             if segment.step > self.step:
                 self._see(source, segment.step)
-            if segment.step <= self.step + 1 and self._is_for_me(segment):
+            if segment.step <= self.step + 1 and self._is_hop(segment):
                 key = (segment.step, segment.round, segment.unit, segment.dst)
-                self._early.setdefault(key, segment)
+                if key not in self._early and len(segment.payload) <= self._early_room:
+                    self._early[key] = segment
+                    self._early_room -= len(segment.payload)
 
-    def _is_for_me(self, segment: Segment) -> bool:
-        """Whether it is a hop to a node of this peer, and as long as it should be."""
-        units = self.shape.units
-        if segment.dst not in self.shards or not 0 <= segment.unit < len(units):
+    def _is_hop(self, segment: Segment) -> bool:
+        """Whether the schedule has it, and it is as long as it should be."""
+        shape = self.shape
+        if not (0 <= segment.dst < shape.shards and 0 <= segment.unit < len(shape.units)):
             return False
-        unit = units[segment.unit]
-        part = self.shape.schedule.parts[unit.chunk][segment.dst]
+        unit = shape.units[segment.unit]
+        part = shape.schedule.parts[unit.chunk][segment.dst]
         size = 4 * (unit.stop - unit.start)
         return part.hears(segment.round) and len(segment.payload) == size
 

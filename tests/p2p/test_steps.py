@@ -78,7 +78,7 @@ def test_what_was_read_and_has_gone_is_not_applied() -> None:
 
 
 def test_a_flood_of_the_next_step_is_kept_within_its_hops() -> None:
-    """Whatever a peer sends: one segment for each hop to a node of this peer, and no other."""
+    """Whatever a peer sends: one segment for each hop, of what the schedule has."""
     steps, other = new_steps("a", PlainMemory()), new_steps("b", PlainMemory())
     other.stand_at(4, "later", None)
     other.begin(0.0)
