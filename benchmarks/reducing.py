@@ -115,7 +115,7 @@ class Mayfly:
             elif isinstance(message, Segment) and (hello := self._direct.hello(peer, now)):
                 self._link.send_control(peer.encode(), self._wire.encode(hello))
             self._take(steps, peer, message)
-        while (direct := self._direct.receive(now)) is not None:
+        while (direct := self._direct.receive()) is not None:
             self._take(steps, *direct)
         self._direct.tick(now)
         steps.tick(time.monotonic())

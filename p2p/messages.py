@@ -14,6 +14,9 @@ Payload = bytes | memoryview
 """Raw little-endian float32 (segments, totals) or a range of a state's image."""
 
 
+ENDPOINTS_LIMIT = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Beat:
     """I am alive. `progress` only grows; it stands still when the peer is stuck."""
@@ -125,6 +128,13 @@ class Hello:
 
     endpoints: tuple[str, ...]
     number: int
+
+    def __post_init__(self) -> None:
+        if self.number < 0 or len(self.endpoints) > ENDPOINTS_LIMIT:
+            raise ValueError("a hello with an odd number, or with too many endpoints")
+        for endpoint in self.endpoints:
+            if not endpoint.isprintable() or not endpoint.startswith(("ipc://", "tcp://")):
+                raise ValueError(f"a hello with the endpoint {endpoint!r}")
 
 
 Message = Beat | Ready | ViewIs | Segment | Total | Ask | NotYet | Want | StatePart | Follow | Hello

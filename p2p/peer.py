@@ -389,7 +389,7 @@ class _Peer:
             if isinstance(message, BULK) and (hello := self._direct.hello(source, now)):
                 self._link.send_control(source.encode(), self._wire.encode(hello))
             return source, message
-        return self._direct.receive(now)
+        return self._direct.receive()
 
     def _carry_out(self, core: Core) -> None:
         index = 0

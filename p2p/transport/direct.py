@@ -122,7 +122,10 @@ class DirectLinks:
             return
         if link is None or link.endpoint != endpoint:
             self._close(peer)
-            link = self._outgoing[peer] = _Outgoing(self._dealer(endpoint), endpoint, hello.number)
+            dealer = self._dealer(endpoint)
+            if dealer is None:
+                return
+            link = self._outgoing[peer] = _Outgoing(dealer, endpoint, hello.number)
         link.number = hello.number
         self._knock(peer, link, now)
 
@@ -183,7 +186,7 @@ class DirectLinks:
             self.traffic.direct_bytes += payload.nbytes
         return True
 
-    def receive(self, now: float) -> tuple[Peer, Message] | None:
+    def receive(self) -> tuple[Peer, Message] | None:
         """A message that came, or None; never waits. Raises Malformed, as `WireFormat.decode`."""
         self._hear_welcomes()
         while True:
@@ -275,12 +278,17 @@ class DirectLinks:
         except zmq.Again:
             link.knocked = False  # not connected yet
 
-    def _dealer(self, endpoint: str) -> zmq.Socket[bytes]:
+    def _dealer(self, endpoint: str) -> zmq.Socket[bytes] | None:
+        """None for an endpoint that cannot be."""
         dealer = self._context.socket(zmq.DEALER)
         _configure(dealer)
         dealer.setsockopt(zmq.IMMEDIATE, 1)
         dealer.setsockopt(zmq.ROUTING_ID, self.me.encode())
-        dealer.connect(endpoint)
+        try:
+            dealer.connect(endpoint)
+        except zmq.ZMQError:
+            dealer.close(linger=0)
+            return None
         self._poller.register(dealer, zmq.POLLIN)
         return dealer
 

@@ -35,7 +35,7 @@ class End:
         found, until = [], time.monotonic() + seconds
         while time.monotonic() < until:
             self.poller.poll(5)
-            while (message := self.links.receive(time.monotonic())) is not None:
+            while (message := self.links.receive()) is not None:
                 found.append(message)
         return found
 
@@ -197,3 +197,31 @@ def test_a_vector_that_is_gone_is_not_read(ends: Callable[[str], End]) -> None:
         a.pool.next_step(0)
     assert np.all(a.pool.take(1 << 18) == 1.0)
     assert b.received(0.3) == [] and b.links.traffic.gone == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "number"),
+    [
+        *(((), -1), (("tcp://127.0.0.1:1",) * 5, 1), (("inproc://x",), 1), (("",), 1)),
+        *((("ipc://\0",), 1), (("tcp://a\nb:1",), 1), (("pgm://1.2.3.4:5",), 1)),
+    ],
+)
+def test_a_hello_that_cannot_be_is_malformed(endpoints: tuple[str, ...], number: int) -> None:
+    """It is refused before it is used, by whoever gets it."""
+    with pytest.raises(ValueError, match="hello"):
+        Hello(endpoints, number)
+    honest = Hello(("tcp://127.0.0.1:1",), 1)
+    forged = object.__new__(Hello)
+    object.__setattr__(forged, "endpoints", endpoints)
+    object.__setattr__(forged, "number", number)
+    assert WIRE.decode(WIRE.encode(honest)) == honest
+    with pytest.raises(Malformed):
+        WIRE.decode(WIRE.encode(forged))
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:999999"])
+def test_an_endpoint_that_is_none_makes_no_link(endpoint: str) -> None:
+    one = End("a", "")
+    one.links.on_hello("b", Hello((endpoint,), 1), 0.0)
+    assert not one.links.send("b", Beat(0, 0, "", 0, 0))
+    one.close()
