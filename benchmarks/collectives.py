@@ -30,8 +30,14 @@ from benchmarks.floors import Rates, measure_rates
 from benchmarks.report import finish, say, surroundings, table, unwind_when_terminated
 
 PROCESSES = (2, 4, 8)
-SIZES = {"4KB": 1 << 10, "64KB": 1 << 14, "1MB": 1 << 18, "4MB": 1 << 20, "47MB": 11_750_000}
-SIZES["94MB"] = 23_500_000
+SIZES = {
+    "4KB": 1 << 10,
+    "64KB": 1 << 14,
+    "1MB": 1 << 18,
+    "4MB": 1 << 20,
+    "47MB": 11_750_000,
+    "94MB": 23_500_000,
+}
 SAMPLE_BYTES = 32 << 20
 """A sample sums so much in a row, or a vector of more once."""
 REPEATS_LIMIT = 50

@@ -119,7 +119,10 @@ class StoreServer(DatabaseServer):
         self._persist = persist
         inherited = []
         if persist is not None:
-            self._lock = os.open(persist / "mayfly.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                self._lock = os.open(persist / "mayfly.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            except OSError as error:
+                raise InputError(f"--persist {persist}: {error.strerror}") from error
             inherited = [self._lock]
         super().__init__(
             f"the store at {self.url}", settings, client, log, StoreUnavailable, before, inherited

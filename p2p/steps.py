@@ -172,15 +172,17 @@ class Steps:
                 self._send_segment(outgoing.round, outgoing.unit, outgoing.destination, player)
         executor.out.clear()
         if executor.complete:
-            if not self._memory.holds(self.step):
-                # others are steps ahead, and took this peer for dead: it has read what is later
-                self.executor = None
-                self.begin(now)
-            elif not self.applying:
+            if self.applying:
+                return
+            if self._memory.holds(self.step):
                 self.applying = True
                 self.waited_s += max(0.0, now - max(self._contributed_at, self._began_at))
                 self.out.append(Apply(self.step, executor.mean))
                 self._mean_is_whole(self.step, self.digest, executor.mean)
+            elif self.computing < 0:  # else its vector, which was added to, would be taken again
+                # others are steps ahead, and took this peer for dead: it has read what is later
+                self.executor = None
+                self.begin(now)
         elif self.computing < 0:
             shard = next((shard for shard in self.shards if executor.needs(shard)), -1)
             if shard >= 0:

@@ -43,7 +43,10 @@ _SEALS = (
     else 0
 )
 MAPPED_LIMIT = 256
-"""Blocks of others that are kept mapped."""
+"""Blocks of others that are kept mapped,"""
+MAPPED_STEPS = 4
+"""and for so long after they were last read: their owner may be dead, and its memory is not free
+before."""
 
 
 class Gone(Exception):
@@ -178,6 +181,7 @@ class _Mapped:
 
     def __init__(self, memory: mmap.mmap) -> None:
         self.bytes = memoryview(memory)
+        self.used_at = 0
         self._generation = self.bytes[8:16].cast("Q")
 
     def holds(self, generation: int) -> bool:
@@ -223,6 +227,11 @@ class Reader:
         self._step = step
         for old in [each for each in self._borrowed if each < step]:
             del self._borrowed[old]
+        self._mapped = {
+            key: mapped
+            for key, mapped in self._mapped.items()
+            if step - mapped.used_at <= MAPPED_STEPS
+        }
 
     def _find(self, reference: Reference) -> tuple[_Mapped, memoryview]:
         key = (reference.process, reference.descriptor, reference.block)
@@ -231,6 +240,7 @@ class Reader:
             if len(self._mapped) >= MAPPED_LIMIT:
                 self._mapped.clear()
             mapped = self._mapped[key] = _Mapped(_map(reference))
+        mapped.used_at = self._step
         start = HEADER_BYTES + reference.start
         stop = start + reference.length
         if stop > len(mapped.bytes):

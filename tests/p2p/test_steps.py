@@ -113,3 +113,44 @@ def test_an_ask_for_too_much_is_answered_in_part() -> None:
     items = (sent.round, sent.unit, sent.dst) * 5000
     steps.on_ask("b", Ask(1, 3, items))
     assert len(segments_of(steps)) == ASK_LIMIT
+
+
+def test_a_vector_that_was_added_to_is_not_taken_again() -> None:
+    """What was read has gone while the own contribution was on its way: it is computed anew."""
+    memory = Lent()
+    late, other = new_steps("a", memory), new_steps("b", PlainMemory())
+    vector = np.full(LENGTH, 1.0, np.float32)
+    late.on_part(3, 0, vector, 3, LENGTH, 0.0)  # the second chunk is handed out
+    other.on_contribution(3, 1, np.full(LENGTH, 2.0, np.float32), 0.0)
+    for segment in segments_of(other):
+        late.on_segment("b", segment, 0.1)
+    memory.gone = True
+    for unit in range(2):
+        total = np.full(3, 9.0, np.float32).data.cast("B")
+        late.on_total("b", Total(3, unit, "digest", total), 0.2)
+    assert [each for each in late.out if isinstance(each, Compute | Apply)] == [Compute(3, 0)]
+    late.on_contribution(3, 0, vector, 0.3)
+    assert [each for each in late.out if isinstance(each, Compute | Apply)] == [Compute(3, 0)] * 2
+    memory.gone = False
+    late.on_contribution(3, 0, np.full(LENGTH, 1.0, np.float32), 0.4)
+    for unit in range(2):
+        late.on_total(
+            "b", Total(3, unit, "digest", np.full(3, 3.0, np.float32).data.cast("B")), 0.5
+        )
+    (applied,) = [each for each in late.out if isinstance(each, Apply)]
+    assert applied.mean.tolist() == [3.0] * LENGTH
+
+
+def test_a_step_that_is_being_applied_is_not_begun_again() -> None:
+    """What was lent may go as soon as the sum is judged."""
+    memory = Lent()
+    late = new_steps("a", memory)
+    late.on_contribution(3, 0, np.full(LENGTH, 1.0, np.float32), 0.0)
+    for unit in range(2):
+        late.on_total(
+            "b", Total(3, unit, "digest", np.full(3, 3.0, np.float32).data.cast("B")), 0.1
+        )
+    memory.gone = True
+    late.enter(replace(VIEW, number=2, id="later", players=("a", "a")), 0.2)
+    assert late.applying and late.executor is not None and late.executor.complete
+    assert sum(isinstance(each, Apply) for each in late.out) == 1
