@@ -1,10 +1,13 @@
 #include "jobs.h"
 
 #include <ATen/Parallel.h>
+#include <unistd.h>
 
-#include <condition_variable>
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
 #include <deque>
 #include <list>
 #include <map>
@@ -160,9 +163,27 @@ int on_answer(server::Context* context, server::String**, int) {
 
 void release(server::Context*, void* answer) { delete static_cast<Answer*>(answer); }
 
+// An exit takes the static objects of libtorch apart, newest first, under the hands of the scripts
+// that still run. What is asked for last is called first: so the process ends before that.
+void end_before_torch_does() {
+  on_exit(
+      [](int status, void*) {
+        std::fflush(nullptr);
+        _exit(status);
+      },
+      nullptr);
+}
+
 }  // namespace
 
-void start(Settings chosen) { settings = chosen; }
+void start(server::Context* context, Settings chosen) {
+  settings = chosen;
+  end_before_torch_does();
+  // Again at a shutdown, for the objects that libtorch has made since.
+  server::SubscribeToServerEvent(
+      context, server::kShutdown,
+      [](server::Context*, server::Event, uint64_t, void*) { end_before_torch_does(); });
+}
 
 bool may_block(server::Context* context) {
   const int nested = server::kInScript | server::kInTransaction | server::kMustNotBlock;

@@ -31,7 +31,7 @@ struct Settings {
   long long limit_ms;  // for work without a timeout
 };
 
-void start(Settings settings);
+void start(server::Context* context, Settings settings);
 
 // Whether a client that calls from here can be blocked: not from EXEC, EVAL or another module.
 bool may_block(server::Context* context);

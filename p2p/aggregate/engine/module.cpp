@@ -153,7 +153,7 @@ extern "C" __attribute__((visibility("default"))) int RedisModule_OnLoad(
     keys::register_script_type(context);
     if (!create_commands(context)) return server::kError;
     server::RegisterInfoFunc(context, introspection::module_info);
-    jobs::start({static_cast<int>(settings.threads), settings.limit_ms});
+    jobs::start(context, {static_cast<int>(settings.threads), settings.limit_ms});
   } catch (const std::exception& error) {
     server::Log(context, "warning", "the engine cannot start: %s", error.what());
     return server::kError;

@@ -69,6 +69,7 @@ struct Flushed {
   int32_t database;  // -1: all
 };
 constexpr Event kFlush{2, 1};
+constexpr Event kShutdown{5, 1};
 using EventFunction = void (*)(Context*, Event, uint64_t part, void* told);
 
 enum ReplyKind {

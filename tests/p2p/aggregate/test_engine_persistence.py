@@ -283,25 +283,30 @@ def test_the_keys_may_go_while_a_script_runs(wire: Wire, store: Store) -> None:
 
 
 def test_the_server_ends_while_scripts_run(new_store: NewStore) -> None:
-    """SHUTDOWN ends it with status 0, whatever its scripts are at."""
-    store = new_store("a").start()
-    wire = store.connect()
+    """SHUTDOWN ends it with status 0, whatever its scripts are at.
+
+    They meet what an exit takes apart at one of many moments, so it is tried some times.
+    """
     lines = [
         "x = torch.rand([99, 99])",
         "while True:",
         "    x = x.mm(torch.rand([99, 99]))",
         "return x",
     ]
-    assert wire(storing("slow", function(*lines))) == OK
-    assert wire(storing("asks", function("while True:", "    redis.execute('PING', args)"))) == OK
-    clients = [store.connect(), store.connect(), store.connect()]
-    clients[0].send("AI.SCRIPTEXECUTE slow f INPUTS 0")
-    clients[1].send("AI.SCRIPTEXECUTE asks f INPUTS 0")
-    clients[2].send("AI.SCRIPTEXECUTE slow f INPUTS 0")
-    awaited(wire, "INFO clients", lambda reply: field("blocked_clients")(reply) == "3")
-    wire.send("SHUTDOWN NOSAVE")
-    assert store.wait() == 0, store.log()
-    assert "REPORT" not in store.log()
+    for i in range(5):
+        store = new_store(f"s{i}").start()
+        wire = store.connect()
+        assert wire(storing("slow", function(*lines))) == OK
+        asking = function("while True:", "    redis.execute('PING', args)")
+        assert wire(storing("asks", asking)) == OK
+        clients = [store.connect(), store.connect(), store.connect()]
+        clients[0].send("AI.SCRIPTEXECUTE slow f INPUTS 0")
+        clients[1].send("AI.SCRIPTEXECUTE asks f INPUTS 0")
+        clients[2].send("AI.SCRIPTEXECUTE slow f INPUTS 0")
+        awaited(wire, "INFO clients", lambda reply: field("blocked_clients")(reply) == "3")
+        wire.send("SHUTDOWN NOSAVE")
+        assert store.wait() == 0, store.log()
+        assert "REPORT" not in store.log()
 
 
 def test_many_clients_are_each_answered_their_own(wire: Wire, store: Store) -> None:
