@@ -9,7 +9,9 @@ row, of the slowest process. `speed` is how many times as fast as Gloo's ours is
 
 Three ways for the bytes: `host`, between processes of one host as it is fastest; `tcp`, over TCP
 from process to process; `relay`, through one relay's Unix socket. `floor` is the least that each
-can take, from the rates of memory and sockets measured in the same run (`floors.py`).
+can take, from the rates of memory and sockets measured in the same run (`floors.py`). Gloo's bytes
+are neither encrypted nor compressed, and so are these; `tcp_curve` is `tcp` with keys, as in a run,
+`relay_bf16` and `relay_int8` are `relay` with compression.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -28,6 +30,7 @@ from typing import Any
 
 from benchmarks.floors import Rates, measure_rates
 from benchmarks.report import finish, say, surroundings, table, unwind_when_terminated
+from p2p.transport.keys import PEER_FILE, write_keys
 
 PROCESSES = (2, 4, 8)
 SIZES = {
@@ -41,11 +44,25 @@ SIZES = {
 SAMPLE_BYTES = 32 << 20
 """A sample sums so much in a row, or a vector of more once."""
 REPEATS_LIMIT = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    direct: str
+    """Where a process listens itself, if it does."""
+    compress: str = "none"
+    encrypted: bool = False
+
+
 WAYS = {
-    "host": "ipc://{folder}/peer-{{}}",
-    "tcp": "tcp://127.0.0.1:*",
-    "relay": "",
+    "host": Way("ipc://{folder}/peer-{{}}"),
+    "tcp": Way("tcp://127.0.0.1:*"),
+    "relay": Way(""),
+    "tcp_curve": Way("tcp://127.0.0.1:*", encrypted=True),
+    "relay_bf16": Way("", "bf16"),
+    "relay_int8": Way("", "int8"),
 }
+PLAIN = ("host", "tcp", "relay")
 
 
 class Group:
@@ -129,7 +146,11 @@ def measure(
             place.mkdir(mode=0o700)
             relay = stack.enter_context(Relay(place))
             options = ["--relay", relay.endpoint, "--collective", collective]
-            options += ["--direct", WAYS[way].format(folder=place)]
+            options += ["--direct", WAYS[way].direct.format(folder=place)]
+            options += ["--compress", WAYS[way].compress]
+            if WAYS[way].encrypted:
+                write_keys(place)
+                options += ["--keys", str(place / PEER_FILE)]
             groups[way] = stack.enter_context(Group(size, *options))
         gloo = stack.enter_context(Group(size, "--gloo", str(folder / "gloo")))
         found = {}
@@ -149,6 +170,7 @@ def measure(
             }
             for way in ways:
                 row[f"{way}_speed"] = round(median(times["gloo"]) / median(times[way]), 2)
+            for way in [way for way in ways if way in PLAIN]:
                 row[f"{way}_floor_ms"] = round(1000 * rates.least_s(way, 4 * length, size), 3)
             found[name] = row
             say(f"N = {size}, {name}: {row}")

@@ -13,19 +13,20 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import zmq
 
 from fault.records import Timing, View
 from p2p.actions import Apply, Compute, Send
-from p2p.collectives.schedule import make_units, schedule_for
 from p2p.messages import KINDS, Ask, Hello, Message, NotYet, Segment, Total
 from p2p.spec import SEGMENT_BYTES
 from p2p.steps import Shape, Steps
 from p2p.traffic import Traffic
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
+from p2p.transport.keys import PeerKeys
 from p2p.transport.link import ControlAndBulk
 from p2p.transport.shared import Pool
 from p2p.transport.wire import WireFormat
@@ -46,13 +47,21 @@ class Mayfly:
     """The step cycle of a peer and the way of its bytes, of which only the sums are made."""
 
     def __init__(
-        self, rank: int, size: int, relays: list[str], direct: str, collective: str
+        self,
+        rank: int,
+        size: int,
+        relays: list[str],
+        direct: str,
+        collective: str,
+        compress: str,
+        keys: PeerKeys | None,
     ) -> None:
         members = tuple([f"{each}.1.benchmark" for each in range(size)])
         self.me = members[rank]
         self._view = View(0, "benchmark", members, members, size)
         self._collective = collective
-        self._link = ControlAndBulk(self.me.encode(), relays)
+        self._compress = compress
+        self._link = ControlAndBulk(self.me.encode(), relays, keys=keys)
         self._wire: WireFormat[Message] = WireFormat(KINDS)
         self._poller = zmq.Poller()
         for each in (*self._link.sockets(), 0):
@@ -61,7 +70,7 @@ class Mayfly:
         binds = [direct.format(rank)] if direct else []
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._direct = DirectLinks(
-            self.me, binds, context, self._poller, self._wire, self._pool, Traffic()
+            self.me, binds, context, self._poller, self._wire, self._pool, Traffic(), keys
         )
         self._out: list[object] = []
         self._batch = 0
@@ -69,9 +78,9 @@ class Mayfly:
 
     def prepare(self, length: int) -> None:
         size = len(self._view.members)
-        schedule = schedule_for(self._collective, size, length)
-        units = make_units(length, schedule.chunks, SEGMENT_BYTES)
-        shape = Shape(size, 1 << 60, schedule, units, length)
+        shape = Shape.of(
+            self._collective, self._compress, size, 1 << 60, length, length, SEGMENT_BYTES, seed=0
+        )
         self._batch += 1
         self._vectors = [self._pool.take(length) for _ in range(KEPT)]
         for vector in self._vectors:
@@ -187,6 +196,8 @@ def main() -> None:
     parser.add_argument("--relay", action="append")
     parser.add_argument("--direct", default="", help="where it listens itself; {} is its rank")
     parser.add_argument("--collective", default="ring")
+    parser.add_argument("--compress", default="none")
+    parser.add_argument("--keys", type=Path)
     options = parser.parse_args()
     reducer: Reducer
     if options.gloo:
@@ -194,7 +205,9 @@ def main() -> None:
     else:
         keep_large_blocks()
         reducer = Mayfly(
-            options.rank, options.size, options.relay, options.direct, options.collective
+            *(options.rank, options.size, options.relay, options.direct, options.collective),
+            options.compress,
+            PeerKeys.read(options.keys) if options.keys is not None else None,
         )
     for line in reducer.lines():
         wanted: dict[str, Any] = json.loads(line)

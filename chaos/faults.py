@@ -74,6 +74,7 @@ class Schedule:
     handover_margin_s: float
     faults: tuple[Fault, ...]
     handover_stagger: float = 1.0
+    compress: str = "none"
 
     def __str__(self) -> str:
         limit = f", time limit {self.time_limit_s:.1f}s" if self.time_limit_s < 1e9 else ""
@@ -81,7 +82,9 @@ class Schedule:
         margin = f", hand-overs {spread}" if limit and self.handover_margin_s >= 0 else ""
         head = f"seed {self.seed}: {self.peers} peers, {self.shards} shards, {self.steps} steps, "
         faults = "".join([f"\n  {fault}" for fault in self.faults])
-        return f"{head}{self.collective}, {self.pieces} units a chunk{limit}{margin}{faults}"
+        packed = f", {self.compress}" if self.compress != "none" else ""
+        units = f"{self.collective}, {self.pieces} units a chunk{packed}"
+        return f"{head}{units}{limit}{margin}{faults}"
 
 
 def draw_schedule(seed: int) -> Schedule:
@@ -108,6 +111,7 @@ def draw_schedule(seed: int) -> Schedule:
             )
         ),
         handover_stagger=draw.choice([0.0, 1.0]) if limited else 1.0,
+        compress=draw.choice(["none", "none", "bf16", "int8"]),
     )
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from p2p.collectives.compression import KINDS, Packing
 from p2p.collectives.executor import Executor
 from p2p.collectives.memory import Vector
 from p2p.collectives.schedule import make_schedule, make_units
@@ -39,17 +40,22 @@ def apply(state: bytes, mean: Vector) -> bytes:
 
 
 @lru_cache(maxsize=512)
-def reference(collective: str, shards: int, steps: int, pieces: int) -> Reference:
+def reference(
+    collective: str, shards: int, steps: int, pieces: int, compress: str = "none"
+) -> Reference:
     schedule = make_schedule(collective, shards)
     length = schedule.chunks * pieces
     units = make_units(length, schedule.chunks, segment_bytes=4)
-    shape = Shape(shards, steps, schedule, units, length)
+    packing = None
+    if compress != "none":
+        packing = Packing(KINDS[compress](), units, length - 1, seed=0)
+    shape = Shape(shards, steps, schedule, units, length, packing)
     state = np.zeros(length, dtype=np.float32).tobytes()
     digests, states, contributions, means = [digest_of(0, state)], [state], [], []
     for step in range(steps):
         draw = np.random.default_rng([step, zlib.crc32(state)])
         mine = [draw.standard_normal(length).astype(np.float32) for _ in range(shards)]
-        executor = Executor(schedule, units, length)
+        executor = Executor(schedule, units, length, packing=packing, step=step)
         executor.play(range(shards))
         for shard, vector in enumerate(mine):
             executor.contribute(shard, vector.copy())

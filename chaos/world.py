@@ -60,7 +60,11 @@ class World:
             handover_stagger=schedule.handover_stagger,
         )
         self.reference: Reference = reference(
-            schedule.collective, schedule.shards, schedule.steps, schedule.pieces
+            schedule.collective,
+            schedule.shards,
+            schedule.steps,
+            schedule.pieces,
+            schedule.compress,
         )
         self.now = 0.0
         self.messages = 0

@@ -20,7 +20,7 @@ from hashlib import sha1
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import redis
 import tenacity
@@ -28,6 +28,7 @@ from redis import exceptions as server_errors
 
 from fault import codec
 from fault.errors import InputError, RegistryUnavailable
+from fault.passwords import with_password, without_password
 from fault.records import Contact, Outcome, Peer, Proposal, Snapshot, Timing
 
 RECORDS = (
@@ -75,7 +76,8 @@ class Registry:
     """One run's records at a server; one connection, so for one thread at a time.
 
     `server` is `unix:///path/of/socket`, a bare path, `redis://[:password@]host:port/db` or
-    `rediss://…`. `timeout_s` bounds the connecting and every wait for an answer. `clock` replaces
+    `rediss://…`, the latter two with `?password_file=FILE` instead of the password. `timeout_s`
+    bounds the connecting and every wait for an answer. `clock` replaces
     the server's time in every rule; only the simulator's tests have a use for it.
     """
 
@@ -92,7 +94,7 @@ class Registry:
         url = (
             str(server) if "://" in str(server) else f"unix://{quote(str(Path(server).absolute()))}"
         )
-        self.where = _without_password(url)
+        self.where = without_password(url)
         self.run = run
         self._timeout_s = timeout_s
         self._clock = clock
@@ -102,7 +104,7 @@ class Registry:
         self._life = ""
         try:
             pool = redis.ConnectionPool.from_url(
-                url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
+                with_password(url), socket_timeout=timeout_s, socket_connect_timeout=timeout_s
             )
             self._connection = pool.make_connection()
         except (ValueError, TypeError) as error:
@@ -309,8 +311,3 @@ def _event(identity: bytes, flat: list[bytes]) -> Event:
         key=codec.text(entry[b"key"]),
         fields=codec.unpack(entry[b"fields"]),
     )
-
-
-def _without_password(url: str) -> str:
-    credentials, at, rest = urlsplit(url).netloc.rpartition("@")
-    return url.replace(f"{credentials}{at}{rest}", rest, 1) if at else url

@@ -35,7 +35,8 @@ from launcher.preload import imports_of
 from launcher.processes import FUNCTION, START_SECONDS
 from p2p.aggregate.engine.build import engine_path
 from p2p.aggregate.storing import check_store
-from p2p.spec import Collective, Links, RunSpec
+from p2p.spec import Collective, Compress, Links, RunSpec
+from p2p.transport.keys import copy_keys, write_keys
 
 
 def create(home: Home, run: str, options: Options) -> RunFolder:
@@ -70,6 +71,7 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
             "memory_mb": options.memory_mb,
             "threads": options.threads,
             "relays": options.relays,
+            "relay_listen": options.relay_listen,
             "workers": options.workers,
             "stores": _stores(options),
             "store": options.store,
@@ -78,6 +80,10 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
             "listen": options.listen,
             "timing": asdict(options.timing),
         }
+        if options.keys is not None:
+            copy_keys(options.keys, folder.keys)
+        else:
+            write_keys(folder.keys)
         folder.write(folder.plan, plan)
         supervisor = start_supervisor(folder)  # it comes up while the job is looked at
         findings = _preflight(folder, job, options, supervisor)
@@ -193,9 +199,11 @@ def _spec(
         samples=findings.samples,
         folder=str(folder.path),
         relays=tuple(ready["relays"]),
+        sockets=ready["sockets"],
         checkpoints=folder.checkpoints.as_uri(),
         collective=cast(Collective, options.collective),
         links=cast(Links, options.links),
+        compress=cast(Compress, options.compress),
         overlap=options.overlap and findings.gradients_come_once,
         checkpoint_every=options.checkpoint_every,
         evaluate_every=findings.evaluate_every,

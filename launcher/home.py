@@ -52,6 +52,8 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.metrics = path / "metrics.jsonl"
         """What evaluations found, a line each."""
+        self.keys = path / "keys"
+        """Those of `p2p.transport.keys`."""
         self.lock = path / "supervisor.lock"
         self.logs = path / "logs"
         self.function_logs = path / "logs" / "functions"

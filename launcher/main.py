@@ -29,6 +29,7 @@ from launcher.home import Home, RunFolder
 from launcher.logs import entries
 from launcher.progress import Bar, Plain, Quiet
 from launcher.summary import Story
+from p2p.transport.keys import PEER_FILE, RELAY_FILE, write_keys
 
 app = typer.Typer(
     add_completion=False,
@@ -70,6 +71,9 @@ def run(
     links: Annotated[
         str, typer.Option(help="relay, direct (over TCP) or auto: past the relays within a host.")
     ] = "auto",
+    compress: Annotated[
+        str, typer.Option(help="none, bf16 or int8: gradients on their way; part of the result.")
+    ] = "none",
     overlap: Annotated[
         bool, typer.Option(help="Sum gradients while the backward pass goes on.")
     ] = True,
@@ -92,6 +96,14 @@ def run(
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the emulator listens, on loopback.")
     ] = "127.0.0.1:0",
+    relay_listen: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Relays over TCP, for peers with the run's keys."),
+    ] = "",
+    keys: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="From 'p2p-launch keys'; default: new ones."),
+    ] = None,
     patience: Annotated[
         float, typer.Option(help="Seconds without progress before a peer counts as hung.")
     ] = Timing().patience_s,
@@ -111,6 +123,7 @@ def run(
         shards,
         collective,
         links,
+        compress,
         overlap,
         _settings(set_ or []),
         tuple([_kill(each) for each in kill or []]),
@@ -128,6 +141,8 @@ def run(
         tuple(sabotage or []),
         start,
         listen,
+        relay_listen,
+        keys,
         _timing(timing or [], patience),
     )
     folder = runs.create(Home(home), run_id or runs.new_run_id(job), options)
@@ -240,6 +255,16 @@ def report(
 
     for path in write(folder, out):
         print(path)
+
+
+@app.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Gets relay.key and peer.key.")],
+) -> None:
+    """Make the keys of a run, for peers that reach it over the network."""
+    write_keys(folder)
+    for name in (RELAY_FILE, PEER_FILE):
+        print(folder / name)
 
 
 @app.command()

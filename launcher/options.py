@@ -10,9 +10,10 @@ from math import isfinite
 from pathlib import Path
 
 from fault.errors import InputError, TimeLimitTooShort
+from fault.passwords import checked
 from fault.records import Timing
 from p2p.aggregate.rules import Robust
-from p2p.spec import AGGREGATIONS, COLLECTIVES, LINKS, SHARDS_LIMIT
+from p2p.spec import AGGREGATIONS, COLLECTIVES, COMPRESSIONS, LINKS, SHARDS_LIMIT
 from p2p.transport.hosts import is_loopback
 
 STARTS = ("cold", "warm", "snapshot")
@@ -36,6 +37,7 @@ class Options:
     """0 for as many as peers."""
     collective: str = "ring"
     links: str = "auto"
+    compress: str = "none"
     overlap: bool = True
     """Gradients are summed while the backward pass still goes on."""
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -62,6 +64,10 @@ class Options:
     """How functions start when none is free: see `STARTS`."""
     listen: str = "127.0.0.1:0"
     """Where the emulator listens; port 0 for any that is free."""
+    relay_listen: str = ""
+    """HOST:PORT of the first relay, the others at the ports after it; empty for Unix sockets."""
+    keys: Path | None = None
+    """The folder with the run's keys, as `p2p-launch keys` writes them; None for new ones."""
     timing: Timing = field(default_factory=Timing)
 
     def __post_init__(self) -> None:
@@ -120,6 +126,10 @@ class Options:
                 f"--shards {self.shards}: with --aggregate database it is the number of peers",
             ),
             (self.links in LINKS, f"--links {self.links}: it is one of {', '.join(LINKS)}"),
+            (
+                self.compress in COMPRESSIONS,
+                f"--compress {self.compress}: it is one of {', '.join(COMPRESSIONS)}",
+            ),
             (self.start in STARTS, f"--start {self.start}: it is one of {', '.join(STARTS)}"),
             (
                 self.collective in COLLECTIVES,
@@ -132,6 +142,8 @@ class Options:
             if not database:
                 raise InputError("--robust is only for --aggregate database")
             Robust.parse(self.robust).check(self.peers, "peers")
+            if self.compress != "none":
+                raise InputError("--compress: a --robust rule takes gradients as they are")
         for shard in self.sabotage:
             if not database or not self.robust or not 0 <= shard < self.shards:
                 raise InputError(
@@ -140,6 +152,10 @@ class Options:
                 )
         _check_timing(self.timing)
         check_address(self.listen)
+        if self.relay_listen:
+            _check_relay_address(self.relay_listen, self.relays)
+        object.__setattr__(self, "registry", checked("--registry", self.registry))
+        object.__setattr__(self, "store", checked("--store", self.store))
         for slot, step in self.kills:
             if not 0 <= slot < self.peers or step < 0:
                 raise InputError(f"--kill {slot}@{step}: the slots are 0 to {self.peers - 1}")
@@ -170,6 +186,22 @@ def _check_timing(timing: Timing) -> None:
         if not isfinite(value) or value < least or (value == 0 and each.name not in LEAST_TIMES):
             name = "--patience" if each.name == "patience_s" else f"--timing {each.name}={value:g}"
             raise InputError(f"{name}: it must be a positive number of seconds")
+
+
+def relay_endpoints(listen: str, relays: int) -> list[str]:
+    """ZeroMQ endpoints of relays over TCP."""
+    host, _, port = listen.rpartition(":")
+    return [f"tcp://{host}:{int(port) + number}" for number in range(relays)]
+
+
+def _check_relay_address(listen: str, relays: int) -> None:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) <= 65536 - relays:
+        raise InputError(f"--relay-listen {listen}: write it as HOST:PORT, as in 192.0.2.7:7700")
+    if host in ("*", "0.0.0.0", "[::]"):
+        raise InputError(
+            f"--relay-listen {listen}: name the address at which peers reach this machine"
+        )
 
 
 def check_address(listen: str) -> None:

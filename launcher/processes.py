@@ -19,9 +19,11 @@ from launcher.child import Child
 from launcher.database_server import short_folder
 from launcher.home import RunFolder, writing_to
 from launcher.inquiry import reproducible
+from launcher.options import relay_endpoints
 from launcher.platform import EVALUATION_SUFFIX, WORKER_SUFFIX
 from launcher.registry_server import RegistryServer
 from launcher.store_server import StoreServer
+from p2p.transport.keys import KEYS_VARIABLE, PEER_FILE, RELAY_FILE
 
 START_SECONDS = 20.0
 RELAY_NAME = "relay-{}.sock"
@@ -40,14 +42,18 @@ class Processes:
         self._environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
         with writing_to(folder.path):
             self._registry = None if plan["registry"] else RegistryServer(folder.path)
+        self._sockets = short_folder(folder.path, SOCKET_NAME_BYTES)
         self._relay_endpoints = []
         self._relays: list[tuple[Child, Path]] = []
         """With the file in which each says that it is ready."""
         for number in range(plan["relays"]):
-            name = RELAY_NAME.format(number)
-            endpoint = f"ipc://{short_folder(folder.path, SOCKET_NAME_BYTES) / name}"
+            if plan["relay_listen"]:
+                endpoint = relay_endpoints(plan["relay_listen"], plan["relays"])[number]
+                keys = ["--keys", str(folder.keys / RELAY_FILE)]
+            else:
+                endpoint, keys = f"ipc://{self._sockets / RELAY_NAME.format(number)}", []
             ready = folder.path / f"relay-{number}.ready"
-            bind = ["p2p.transport.relay", "--bind", endpoint]
+            bind = ["p2p.transport.relay", "--bind", endpoint, *keys]
             self._relay_endpoints.append(endpoint)
             self._relays.append((self._child(f"relay-{number}", bind, ready), ready))
         self._stores = [
@@ -137,6 +143,7 @@ class Processes:
                 "pid": os.getpid(),
                 "registry": self.registry_url,
                 "relays": self._relay_endpoints,
+                "sockets": str(self._sockets),
                 "stores": self.store_urls,
                 "endpoint": self.endpoint,
                 "pids": {
@@ -169,6 +176,7 @@ class Processes:
             "concurrency": 4 * self._plan["shards"],
             "environment": {
                 **reproducible(self._plan["threads"]),
+                KEYS_VARIABLE: str(self._folder.keys / PEER_FILE),
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONSAFEPATH": "1",
             },

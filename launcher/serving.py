@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fault.errors import StoreUnavailable
-from launcher.store_server import Endpoint, StoreServer, read_password
+from fault.passwords import read_password
+from launcher.store_server import Endpoint, StoreServer
 
 GLANCE_S = 0.2
 
@@ -21,7 +22,7 @@ def serve(folder: Path, listen: str, password_file: Path | None, persist: Path |
     Raises InputError for what cannot be, StoreUnavailable when it does not start or ends by itself.
     """
     endpoint = Endpoint.parse(listen)
-    password = read_password(password_file) if password_file is not None else ""
+    password = read_password(password_file, "--password-file") if password_file is not None else ""
     with signals() as ended:
         server = StoreServer(folder, _name(endpoint), endpoint, password, persist, _say)
         try:

@@ -143,17 +143,6 @@ class StoreServer(DatabaseServer):
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
 
-def read_password(file: Path) -> str:
-    """The first line of the file. Raises InputError if there is none."""
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--password-file {file}: {error}") from error
-    if not lines or not lines[0].strip():
-        raise InputError(f"--password-file {file}: its first line is empty")
-    return lines[0].strip()
-
-
 def _make_folder(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,9 @@ OnPart = Callable[[Vector, int, int], None]
 
 class Algorithm(Protocol):
     length: int
-    """Elements of a contribution."""
+    """Elements of a contribution,"""
+    gradient_length: int
+    """and so many of them, at its beginning, are gradients."""
 
     def contribution(
         self, shard: int, on_progress: Progress, on_part: OnPart | None = None

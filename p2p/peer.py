@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -29,7 +30,6 @@ from fault.registry import Registry
 from p2p.actions import Send
 from p2p.aggregate.places import WorkerInvocation
 from p2p.boot import BootWatch
-from p2p.collectives.schedule import make_units, schedule_for
 from p2p.core import Core
 from p2p.messages import KINDS, Ask, Hello, Message, Segment, StatePart, Total, ViewIs
 from p2p.registrar import Registrar
@@ -38,12 +38,15 @@ from p2p.steps import Shape
 from p2p.traffic import Traffic
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
+from p2p.transport.keys import KEYS_VARIABLE, PeerKeys
 from p2p.transport.link import ControlAndBulk
 from p2p.transport.shared import Pool
 from p2p.transport.wire import Malformed, WireFormat
 
 BULK = (Segment, Total, StatePart)
 TRAFFIC_EVERY_S = 5.0
+ADDRESS_VARIABLE = "MAYFLY_ADDRESS"
+"""Of this machine, at which other peers reach it; for `--links direct`."""
 BATCH_MESSAGES = 64
 """Taken in at once before the core's actions are carried out."""
 CLAIM_SECONDS = 10.0
@@ -118,6 +121,14 @@ def live(invocation: Invocation, invoke: Callable[[dict[str, Any]], None]) -> di
     return _Peer(me, invocation, spec, text, registry, invoke).live()
 
 
+def _own_keys() -> PeerKeys:
+    """Raises Refused where there are none."""
+    file = os.environ.get(KEYS_VARIABLE, "")
+    if not file:
+        raise Refused(f"this run is closed to strangers: set {KEYS_VARIABLE} to its peer.key")
+    return PeerKeys.read(Path(file))
+
+
 class _Peer:
     """The threads of one invocation and what passes between them."""
 
@@ -133,6 +144,7 @@ class _Peer:
         self.me = me
         self.invocation = invocation
         self.spec = spec
+        self._keys: PeerKeys | None = None
         self.core: Core | None = None
         self._inbox: deque[Call] = deque()
         self._wake_reader, self._wake_writer = os.pipe()
@@ -214,11 +226,13 @@ class _Peer:
         self._computer = computer = Computer(self.me, self.spec, self)
         try:
             self.spec.check_versions()
+            if self.spec.is_on_tcp:
+                self._keys = _own_keys()
             probe = computer.build()
             self._admit(probe)
         except MayflyError as error:
             return self._give_up(error)
-        self._length = computer.algorithm.length
+        self._lengths = computer.algorithm.length, computer.algorithm.gradient_length
         self._built.set()
         keeping.join()
         driver.start()
@@ -286,9 +300,11 @@ class _Peer:
 
     def _loop(self) -> None:
         spec, timing = self.spec, self.spec.timing
-        schedule = schedule_for(spec.collective, spec.shards, self._length)
-        units = make_units(self._length, schedule.chunks, spec.segment_bytes)
-        shape = Shape(spec.shards, spec.steps, schedule, units, self._length)
+        shape = Shape.of(
+            *(spec.collective, spec.compress, spec.shards, spec.steps),
+            *self._lengths,
+            *(spec.segment_bytes, spec.seed),
+        )
         core = self.core = Core(
             self.me,
             shape,
@@ -301,14 +317,14 @@ class _Peer:
             self.memory,
         )
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._link = ControlAndBulk(self.me.encode(), spec.relays, context)
+        self._link = ControlAndBulk(self.me.encode(), spec.relays, context, self._keys)
         poller = zmq.Poller()
         for socket in self._link.sockets():
             poller.register(socket, zmq.POLLIN)
         poller.register(self._wake_reader, zmq.POLLIN)
-        binds = spec.listens_at(self.me)
+        binds = spec.listens_at(self.me, os.environ.get(ADDRESS_VARIABLE, "127.0.0.1"))
         self._direct = DirectLinks(
-            self.me, binds, context, poller, self._wire, self.memory, self._traffic
+            self.me, binds, context, poller, self._wire, self.memory, self._traffic, self._keys
         )
         core.begin(time.monotonic())
         watch = self._boot_watch
@@ -369,8 +385,7 @@ class _Peer:
             try:
                 received = self._received(now)
             except Malformed as error:
-                print(f"{self.me}: dropped a message: {error}", file=sys.stderr)
-                self._traffic.malformed += 1
+                self._on_malformed(error)
                 continue
             if received is None:
                 return
@@ -378,6 +393,12 @@ class _Peer:
             core.on_message(*received, now)
             self._carry_out(core)
         self.post(lambda core, now: None)  # there is more: come back without waiting
+
+    def _on_malformed(self, error: Malformed) -> None:
+        count = self._traffic.malformed = self._traffic.malformed + 1
+        if count & (count - 1) == 0:  # the first, and ever fewer: whoever sends garbage sends much
+            said = f"{self.me}: dropped a message, {count} so far: {error}"
+            print(said, file=sys.stderr, flush=True)
 
     def _received(self, now: float) -> tuple[Peer, Message] | None:
         """A message for the core, by whichever way it came, or None. Raises Malformed."""

@@ -20,9 +20,11 @@ from p2p.transport.wire import VERSION as WIRE_VERSION
 Collective = Literal["ring", "butterfly", "direct"]
 Aggregation = Literal["peers", "database"]
 Links = Literal["relay", "direct", "auto"]
+Compress = Literal["none", "bf16", "int8"]
 COLLECTIVES: tuple[str, ...] = get_args(Collective)
 AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
 LINKS: tuple[str, ...] = get_args(Links)
+COMPRESSIONS: tuple[str, ...] = get_args(Compress)
 SHARDS_LIMIT = 64
 SEGMENT_BYTES = 1 << 20
 
@@ -70,6 +72,8 @@ class RunSpec:
     folder: str
     relays: tuple[str, ...]
     """ZeroMQ endpoints; every peer connects to all of them."""
+    sockets: str
+    """The folder for those of peers on the launcher's host; only their user can enter it."""
     checkpoints: str
     """URL of the folder that takes the checkpoints."""
     collective: Collective = "ring"
@@ -83,6 +87,8 @@ class RunSpec:
     """Gradients are summed while the backward pass still goes on; the result does not tell."""
     links: Links = "auto"
     """Past the relays: no links, TCP between any two peers, or those within a host."""
+    compress: Compress = "none"
+    """How gradients are rounded on their way; part of the result."""
     aggregate: Aggregation = "peers"
     """Where a peer's contribution is summed and the optimizer works: in the peer, or in a store."""
     workers: int = 0
@@ -109,15 +115,16 @@ class RunSpec:
         """Into how many parts the samples are cut: one for each shard, or for each worker of it."""
         return self.shards * max(1, self.workers)
 
-    def listens_at(self, peer: str) -> list[str]:
+    @property
+    def is_on_tcp(self) -> bool:
+        """Whether peers need the run's keys."""
+        return self.links == "direct" or any(each.startswith("tcp:") for each in self.relays)
+
+    def listens_at(self, peer: str, host: str) -> list[str]:
         """Where a peer takes what others send it past the relays; ZeroMQ endpoints."""
         if self.links == "direct":
-            return ["tcp://127.0.0.1:*"]
-        # where the relays' sockets are, since nobody else can enter that folder
-        folder, _, _ = self.relays[0].rpartition("/")
-        return (
-            [f"{folder}/{peer}.sock"] if self.links == "auto" and folder.startswith("ipc:") else []
-        )
+            return [f"tcp://{host}:*"]
+        return [f"ipc://{self.sockets}/{peer}.sock"] if self.links == "auto" else []
 
     def store_of(self, slot: int) -> str:
         return self.stores[slot % len(self.stores)]

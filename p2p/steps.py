@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from fault.records import AccusationKind, Peer, Timing, View
 from p2p.actions import Apply, Compute, Send
+from p2p.collectives.compression import KINDS, Packing
 from p2p.collectives.executor import Executor
 from p2p.collectives.memory import Memory, PlainMemory, Vector
-from p2p.collectives.schedule import Schedule, Unit
+from p2p.collectives.schedule import Schedule, Unit, make_units, schedule_for
 from p2p.messages import Ask, NotYet, Segment, Total, Want
 
 ASK_LIMIT = 256
@@ -32,6 +33,28 @@ class Shape:
     schedule: Schedule
     units: tuple[Unit, ...]
     length: int
+    packing: Packing | None = None
+
+    @classmethod
+    def of(
+        cls,
+        collective: str,
+        compress: str,
+        shards: int,
+        steps: int,
+        length: int,
+        gradient_length: int,
+        segment_bytes: int,
+        seed: int,
+    ) -> Shape:
+        """The first `gradient_length` elements of a contribution may be rounded on their way."""
+        schedule = schedule_for(collective, shards, length)
+        if compress == "none":
+            units = make_units(length, schedule.chunks, segment_bytes)
+            return cls(shards, steps, schedule, units, length)
+        units = make_units(length, schedule.chunks, segment_bytes, gradient_length)
+        packing = Packing(KINDS[compress](), units, gradient_length, seed)
+        return cls(shards, steps, schedule, units, length, packing)
 
 
 class Steps:
@@ -127,7 +150,9 @@ class Steps:
         ):
             return
         shape = self.shape
-        self.executor = Executor(shape.schedule, shape.units, shape.length, self._memory)
+        self.executor = Executor(
+            *(shape.schedule, shape.units, shape.length, self._memory, shape.packing, self.step)
+        )
         self.executor.play(self.shards)
         self._sent.clear()
         self._busy.clear()
@@ -228,6 +253,8 @@ class Steps:
         unit = shape.units[segment.unit]
         part = shape.schedule.parts[unit.chunk][segment.dst]
         size = 4 * (unit.stop - unit.start)
+        if shape.packing is not None:
+            size = shape.packing.size(segment.unit)
         return part.hears(segment.round) and len(segment.payload) == size
 
     def _take(self, segment: Segment) -> bool:

@@ -22,6 +22,9 @@ class Traffic:
     """Found no way with room."""
     received: int = 0
     malformed: int = 0
+    refused: int = 0
+    """Connections and messages of strangers at this peer's own endpoints, or of peers that it has
+    let go of."""
     gone: int = 0
     """Their bytes were not in their place any more."""
     asks: int = 0

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from fault.errors import InputError
+from fault.passwords import with_password, without_password
 
 DEFAULT_PORT = 6379
 
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """`redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]` or `unix:///PATH`."""
+    """`redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE][?password_file=FILE]` or `unix:///PATH`."""
 
     endpoint: str | tuple[str, int]
     """The path of a Unix socket, or host and port."""
@@ -25,7 +26,7 @@ class StoreAddress:
     def parse(cls, url: str) -> StoreAddress:
         """Raises InputError, whose text has no password."""
         with contextlib.suppress(ValueError):
-            parts = urlsplit(url)
+            parts = urlsplit(with_password(url))
             if parts.scheme == "unix" and parts.path:
                 return cls(unquote(parts.path))
             if parts.scheme == "redis" and parts.hostname and not parts.query:
@@ -35,9 +36,9 @@ class StoreAddress:
                     unquote(parts.password or ""),
                     int(parts.path.removeprefix("/") or 0),
                 )
-        scheme, separator, rest = url.partition("://")
-        shown = scheme + separator + rest.rpartition("@")[2]
-        raise InputError(f"{shown} is no store: write redis://HOST:PORT or unix:///PATH")
+        raise InputError(
+            f"{without_password(url)} is no store: write redis://HOST:PORT or unix:///PATH"
+        )
 
     def __str__(self) -> str:
         """Without the password."""

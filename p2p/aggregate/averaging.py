@@ -65,6 +65,7 @@ class DatabaseAveraging:
         self._state = StoredState(spec.prefix, built, StoredOptimizer(built), self._store)
         self._exchange = RobustExchange(spec, slot, built, self._store) if spec.robust else None
         self.length = self._inner.length
+        self.gradient_length = self._inner.gradient_length
         # they are called once more when they are missed, and what is wrong is said then
         with suppress(StoreUnavailable, StoreError):
             self._team.call_absent()

@@ -7,6 +7,9 @@ what is new is computed, what moved is sent again.
 
 Every node keeps its partial sums until the step is done, so an ask can be answered at any time.
 A peer that plays k shards therefore holds k vectors and the mean.
+
+With a packing, what a node hands on is rounded first, also where the next node is of the same peer:
+the sum must not depend on who plays which node. The owner of a chunk rounds its total likewise.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from p2p.collectives.compression import Bytes, Packing
 from p2p.collectives.memory import Memory, PlainMemory, Vector
 from p2p.collectives.schedule import Schedule, Unit
 
@@ -27,6 +31,10 @@ class Outgoing(NamedTuple):
     unit: int
     source: int
     destination: int
+
+
+Values = Vector | Bytes
+"""A segment's, as they are or packed."""
 
 
 class Missing(NamedTuple):
@@ -47,10 +55,15 @@ class Executor:
         units: Sequence[Unit],
         length: int,
         memory: Memory | None = None,
+        packing: Packing | None = None,
+        step: int = 0,
     ) -> None:
         self.schedule = schedule
         self.units = units
-        self.mean: Vector = (memory or PlainMemory()).take(length)
+        self._memory = memory or PlainMemory()
+        self._packing = packing
+        self._step = step
+        self.mean: Vector = self._memory.take(length)
         self.out: list[Outgoing] = []
         self._nodes: set[int] = set()
         self._sums: dict[int, Vector] = {}
@@ -58,7 +71,11 @@ class Executor:
         """Of each node's contribution the range of elements that are there."""
         self._added: dict[int, list[int]] = {}
         """For each node and unit, how many of the schedule's adds are in the sum."""
-        self._parked: dict[tuple[int, int, int], Vector] = {}
+        self._packed: dict[int, Vector] = {}
+        """What each node has handed on, and, under the number after the last node, the totals."""
+        self._is_packed: set[tuple[int, int]] = set()
+        """(node, unit) of what is in there."""
+        self._parked: dict[tuple[int, int, int], Values] = {}
         """Segments that came before the contribution or an earlier add: (round, unit, node)."""
         self._have_total = [False] * len(units)
         self._totals_missing = len(units)
@@ -109,23 +126,27 @@ class Executor:
             return False
         part = self.schedule.parts[self.units[unit].chunk][node]
         if part.copy is not None and part.copy[0] == round:
-            return self.receive_total(unit, payload)
+            return self._receive_copy(unit, payload)
         place = next((i for i, (r, _) in enumerate(part.adds) if r == round), None)
         if place is None or self._have_total[unit] or not self._fits(unit, payload):
             return False
         added = self._added.get(node)
         if (added is not None and place < added[unit]) or (round, unit, node) in self._parked:
             return False
-        self._park(round, unit, node, np.frombuffer(payload, dtype=np.float32))
+        values = np.frombuffer(payload, dtype=np.uint8)
+        self._parked[(round, unit, node)] = values if self._packs(unit) else values.view(np.float32)
+        self._advance(node, unit)
         return True
 
     def receive_total(self, unit: int, payload: bytes | memoryview) -> bool:
-        """A unit of the mean, from whichever peer has it."""
+        """A unit of the mean, unpacked, from whichever peer has it."""
         if not 0 <= unit < len(self.units) or self._have_total[unit]:
             return False
-        if not self._fits(unit, payload):
+        cut = self.units[unit]
+        if len(payload) != 4 * (cut.stop - cut.start):
             return False
-        self._complete(unit, np.frombuffer(payload, dtype=np.float32))
+        self.mean[cut.start : cut.stop] = np.frombuffer(payload, dtype=np.float32)
+        self._spread_total(unit)
         return True
 
     # --- what goes out ----------------------------------------------------------------------
@@ -134,15 +155,19 @@ class Executor:
     def complete(self) -> bool:
         return self._totals_missing == 0
 
-    def payload(self, round: int, unit: int, node: int) -> Vector | None:
+    def payload(self, round: int, unit: int, node: int) -> Values | None:
         """The segment for `node` in `round`, if it is known here; a view that nothing changes."""
         if not (0 <= unit < len(self.units) and 0 <= node < self.schedule.nodes):
             return None
         if round >= self.schedule.reduce_rounds:
-            return self.total(unit)
+            total = self.total(unit)
+            return total if total is None else self._handed_on(self.schedule.nodes, unit, total)
         part = self.schedule.parts[self.units[unit].chunk][node]
         source = next((source for r, source in part.adds if r == round), None)
-        return self._result(source, unit) if source is not None else None
+        result = self._result(source, unit) if source is not None else None
+        if source is None or result is None:
+            return None
+        return self._handed_on(source, unit, result)
 
     def total(self, unit: int) -> Vector | None:
         if not 0 <= unit < len(self.units) or not self._have_total[unit]:
@@ -185,11 +210,40 @@ class Executor:
 
     def _fits(self, unit: int, payload: bytes | memoryview) -> bool:
         cut = self.units[unit]
-        return len(payload) == 4 * (cut.stop - cut.start)
+        size = 4 * (cut.stop - cut.start) if self._packing is None else self._packing.size(unit)
+        return len(payload) == size
 
-    def _park(self, round: int, unit: int, node: int, values: Vector) -> None:
-        self._parked[(round, unit, node)] = values
-        self._advance(node, unit)
+    def _packs(self, unit: int) -> bool:
+        return self._packing is not None and self._packing.packs(unit)
+
+    def _handed_on(self, node: int, unit: int, values: Vector) -> Values:
+        """The sum of a node, or the total, as it travels."""
+        if self._packing is None or not self._packing.packs(unit):
+            return values
+        place = self._place(node, unit)
+        if (node, unit) not in self._is_packed:
+            self._is_packed.add((node, unit))
+            self._packing.pack(unit, self._step, node, values, place)
+        return place
+
+    def _place(self, node: int, unit: int) -> Bytes:
+        assert self._packing is not None
+        packed = self._packed.get(node)
+        if packed is None:
+            packed = self._packed[node] = self._memory.take(self._packing.length)
+        return self._packing.place(unit, packed)
+
+    def _receive_copy(self, unit: int, payload: bytes | memoryview) -> bool:
+        """A total, as it travels; passed on as it is."""
+        if self._packing is None or not self._packing.packs(unit):
+            return self.receive_total(unit, payload)
+        if self._have_total[unit] or not self._fits(unit, payload):
+            return False
+        place = self._place(self.schedule.nodes, unit)
+        place[:] = np.frombuffer(payload, dtype=np.uint8)
+        self._is_packed.add((self.schedule.nodes, unit))
+        self._set_total(unit, place)
+        return True
 
     def _advance(self, node: int, unit: int) -> None:
         """Adds what can be added, and hands the sum on when it is whole."""
@@ -200,17 +254,17 @@ class Executor:
         for round, source in part.adds[added[unit] :]:
             values = self._parked.pop((round, unit, node), None)
             if values is None and source in self._nodes:
-                values = self._result(source, unit)  # both ends are here
+                values = self.payload(round, unit, node)  # both ends are here
             if values is None:
                 return
             mine = self._sums[node][cut.start : cut.stop]
-            np.add(mine, values, out=mine)
+            self._add(unit, values, mine)
             added[unit] += 1
         result = self._result(node, unit)
         if result is None:
             return
         if part.result is None:
-            self._complete(unit, result)
+            self._set_total(unit, self._handed_on(self.schedule.nodes, unit, result))
         elif part.result[1] in self._nodes:
             self._advance(part.result[1], unit)
         else:
@@ -230,12 +284,26 @@ class Executor:
             return None
         return self._sums[node][cut.start : cut.stop]
 
-    def _complete(self, unit: int, total: Vector) -> None:
+    def _add(self, unit: int, values: Values, to: Vector) -> None:
+        if self._packing is None or not self._packing.packs(unit):
+            np.add(to, values, out=to)
+        else:
+            self._packing.add(values.view(np.uint8), to)
+
+    def _set_total(self, unit: int, values: Values) -> None:
         cut = self.units[unit]
-        self.mean[cut.start : cut.stop] = total
+        mean = self.mean[cut.start : cut.stop]
+        if self._packing is None or not self._packing.packs(unit):
+            mean[:] = values
+        else:
+            self._packing.unpack(values.view(np.uint8), mean)
+        self._spread_total(unit)
+
+    def _spread_total(self, unit: int) -> None:
         self._have_total[unit] = True
         self._totals_missing -= 1
+        chunk = self.units[unit].chunk
         for node in self._nodes:
-            for round, destination in self.schedule.parts[cut.chunk][node].spread:
+            for round, destination in self.schedule.parts[chunk][node].spread:
                 if destination not in self._nodes:
                     self.out.append(Outgoing(round, unit, node, destination))

@@ -107,19 +107,26 @@ def _part(node: int, hops: list[Hop]) -> Part:
 
 
 @lru_cache(maxsize=32)
-def make_units(length: int, chunks: int, segment_bytes: int) -> tuple[Unit, ...]:
+def make_units(length: int, chunks: int, segment_bytes: int, cut_at: int = 0) -> tuple[Unit, ...]:
     """Cuts `length` float32 elements into the chunks, and these into segments.
 
     Segments of a chunk have even sizes, at most `segment_bytes`; a chunk without elements has none.
+    No segment has elements from both sides of `cut_at`; the chunk's two parts are even by
+    themselves.
     """
     units: list[Unit] = []
-    limit = max(segment_bytes // 4, 1)
     for chunk in range(chunks):
         start, stop = chunk * length // chunks, (chunk + 1) * length // chunks
-        pieces = -(-(stop - start) // limit)
-        for piece in range(pieces):
-            size = stop - start
-            units.append(
-                Unit(chunk, start + piece * size // pieces, start + (piece + 1) * size // pieces)
-            )
+        middle = min(max(start, cut_at), stop)
+        units += _pieces(chunk, start, middle, segment_bytes)
+        units += _pieces(chunk, middle, stop, segment_bytes)
     return tuple(units)
+
+
+def _pieces(chunk: int, start: int, stop: int, segment_bytes: int) -> list[Unit]:
+    size = stop - start
+    pieces = -(-size // max(segment_bytes // 4, 1))
+    return [
+        Unit(chunk, start + piece * size // pieces, start + (piece + 1) * size // pieces)
+        for piece in range(pieces)
+    ]

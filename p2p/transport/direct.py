@@ -25,6 +25,7 @@ import zmq
 from fault.records import Peer
 from p2p.messages import Hello, Message, Segment, StatePart, Total
 from p2p.traffic import Traffic
+from p2p.transport.keys import REFUSALS, Gate, PeerKeys, dial
 from p2p.transport.link import BULK_LIMIT_MESSAGES, COPY_BELOW_BYTES, received_frame
 from p2p.transport.relay import (
     HANDSHAKE_MS,
@@ -63,7 +64,10 @@ class _Outgoing:
 
 
 class DirectLinks:
-    """Those of the peer `me`, which listens at `binds` (ZeroMQ endpoints, ports may be `*`)."""
+    """Those of the peer `me`, which listens at `binds` (ZeroMQ endpoints, ports may be `*`).
+
+    They are all TCP or all Unix sockets; with `keys` those over TCP are for the run's peers only.
+    """
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class DirectLinks:
         wire: WireFormat[Message],
         pool: Pool,
         traffic: Traffic,
+        keys: PeerKeys | None = None,
     ) -> None:
         self.me = me
         self.traffic = traffic
@@ -92,6 +97,13 @@ class DirectLinks:
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.endpoints: list[str] = []
         self._is_local = all(endpoint.startswith(IPC) for endpoint in binds)
+        self._keys = keys
+        self._gate: Gate | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        if keys is not None and not self._is_local:
+            self._gate = Gate(context, keys.public)
+            self._gate.guard(self._router, keys.secret)
+            self._monitor = self._router.get_monitor_socket(REFUSALS)
         for endpoint in binds:
             try:
                 self._router.bind(endpoint)
@@ -143,6 +155,7 @@ class DirectLinks:
             self._knock(peer, link, now)
 
     def tick(self, now: float) -> None:
+        self._count_refusals()
         for peer in [*self._waiting]:
             link = self._outgoing.get(peer)
             if link is None:
@@ -206,6 +219,9 @@ class DirectLinks:
         for peer in [*self._outgoing]:
             self._close(peer)
         self._poller.unregister(self._router)
+        if self._gate is not None:
+            self._router.disable_monitor()
+            self._gate.close()
         self._router.close(linger=0)
         for endpoint in self.endpoints:
             if endpoint.startswith(IPC):
@@ -220,8 +236,11 @@ class DirectLinks:
             if said is not None and bytes(header) == _packed(said[0]):
                 self._welcome.add(peer)
                 self._answer(peer, WELCOME + header)
+            else:
+                self.traffic.refused += 1
             return None
         if peer not in self._welcome:
+            self.traffic.refused += 1
             return None
         if tag == WHOLE:
             return self._wire.decode([header, *frames[1:]], within_host=self._is_local)
@@ -284,6 +303,8 @@ class DirectLinks:
         _configure(dealer)
         dealer.setsockopt(zmq.IMMEDIATE, 1)
         dealer.setsockopt(zmq.ROUTING_ID, self.me.encode())
+        if self._keys is not None and not endpoint.startswith(IPC):
+            dial(dealer, self._keys, self._keys.public)
         try:
             dealer.connect(endpoint)
         except zmq.ZMQError:
@@ -291,6 +312,11 @@ class DirectLinks:
             return None
         self._poller.register(dealer, zmq.POLLIN)
         return dealer
+
+    def _count_refusals(self) -> None:
+        while self._monitor is not None and self._monitor.poll(0):
+            self._monitor.recv_multipart()
+            self.traffic.refused += 1
 
     def _close(self, peer: Peer) -> None:
         link = self._outgoing.pop(peer, None)

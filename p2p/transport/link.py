@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import zmq
 
+from p2p.transport.keys import PeerKeys, dial
 from p2p.transport.relay import HANDSHAKE_MS, HEARTBEAT_INTERVAL_MS, HEARTBEAT_TIMEOUT_MS
 from p2p.transport.wire import Frame
 
@@ -41,8 +42,8 @@ class Traffic:
 class Link:
     """The peer `identity` on all of `relays` (ZeroMQ endpoints).
 
-    `limit_messages` bounds what waits in each direction per relay. Raises ValueError for an
-    identity that ZeroMQ does not allow, or without relays.
+    `limit_messages` bounds what waits in each direction per relay; `keys` are for relays over TCP.
+    Raises ValueError for an identity that ZeroMQ does not allow, or without relays.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Link:
         relays: Sequence[str],
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         limit_messages: int = CONTROL_LIMIT_MESSAGES,
+        keys: PeerKeys | None = None,
     ) -> None:
         if not relays:
             raise ValueError("a link needs a relay")
@@ -65,6 +67,8 @@ class Link:
             dealer = self._context.socket(zmq.DEALER)
             self._sockets.append(dealer)
             _configure(dealer, identity, limit_messages)
+            if keys is not None and endpoint.startswith("tcp://"):
+                dial(dealer, keys, keys.relay)
             dealer.connect(endpoint)
             self._poller.register(dealer, zmq.POLLIN)
 
@@ -128,11 +132,12 @@ class ControlAndBulk:
         identity: bytes,
         relays: Sequence[str],
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        keys: PeerKeys | None = None,
     ) -> None:
         if len(identity) > IDENTITY_LIMIT_BYTES:
             raise ValueError(f"{identity!r} is too long for the identity of a peer")
-        self.control = Link(identity + self.CONTROL, relays, context)
-        self.bulk = Link(identity + self.BULK, relays, context, BULK_LIMIT_MESSAGES)
+        self.control = Link(identity + self.CONTROL, relays, context, keys=keys)
+        self.bulk = Link(identity + self.BULK, relays, context, BULK_LIMIT_MESSAGES, keys)
 
     def send_control(self, destination: bytes, frames: Sequence[Frame]) -> bool:
         """For what is small and must not wait: beats, asks, views."""

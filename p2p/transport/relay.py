@@ -1,6 +1,6 @@
 """A relay: the process that every peer dials out to, and that hands their messages on.
 
-    python -m p2p.transport.relay --bind ipc:///folder/relay-0 --bind tcp://127.0.0.1:7700
+    python -m p2p.transport.relay --bind tcp://192.0.2.7:7700 --keys relay.key
 
 A peer sends [destination, frames…]; the destination gets [source, frames…]. The relay looks at
 nothing else and copies no payload. A message to `relay` of the one frame `stats` is answered with
@@ -11,7 +11,11 @@ again. What it holds for one destination that does not read is bounded twice: me
 `LARGE_BYTES` and more by their bytes (`--queue-bytes`, counted from when they are accepted until
 ZeroMQ has written them out), smaller ones by ZeroMQ's own limit of `SEND_LIMIT_MESSAGES`. A
 destination that stays silent for `HEARTBEAT_TIMEOUT_MS` loses its connection, and the relay what it
-held for it.
+held for it. One source may take half of a destination's room, so that others find some.
+
+With `--keys` only those get in that have the key of the relay's run (`keys.py`); so a relay serves
+one run, and nobody speaks to another's peers. Without, it listens where this machine alone reaches
+it.
 
 Not here: what the messages are (`wire.py`), whom a peer talks to, starting and restarting relays.
 """
@@ -24,7 +28,7 @@ import signal
 import socket
 import stat
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -37,6 +41,7 @@ from zmq.utils.monitor import recv_monitor_message
 from fault.errors import InputError, MayflyError
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.hosts import is_loopback
+from p2p.transport.keys import REFUSALS, Gate, RelayKeys
 
 RELAY = b"relay"
 """The identity that the relay itself answers to."""
@@ -60,12 +65,14 @@ QUEUES_SWEPT_ABOVE = 256
 
 @dataclass(slots=True)
 class Counters:
-    """Since the relay started. `peers` is the number of open connections, each peer having two."""
+    """Since the relay started. `peers` is the number of open connections, each peer having two;
+    `refused` connections did not get past their handshake."""
 
     messages: int = 0
     bytes: int = 0
     dropped: int = 0
     unknown: int = 0
+    refused: int = 0
     peers: int = 0
 
 
@@ -73,28 +80,46 @@ class _Queue:
     """The large messages on their way to one destination, the oldest first."""
 
     def __init__(self) -> None:
-        self._entries: deque[tuple[zmq.MessageTracker, int]] = deque()
+        self._entries: deque[tuple[zmq.MessageTracker, bytes, int]] = deque()
         self._bytes = 0
+        self._bytes_of: Counter[bytes] = Counter()
 
     def settle(self) -> int:
         """Forgets what ZeroMQ is done with; returns the bytes that are left."""
         while self._entries and self._entries[0][0].done:
-            self._bytes -= self._entries.popleft()[1]
+            _, source, size = self._entries.popleft()
+            self._bytes -= size
+            self._bytes_of[source] -= size
+            if not self._bytes_of[source]:
+                del self._bytes_of[source]
         return self._bytes
 
-    def add(self, tracker: zmq.MessageTracker, size: int) -> None:
-        self._entries.append((tracker, size))
+    def has_room(self, source: bytes, size: int, limit: int) -> bool:
+        """A message finds room in an empty queue however large it is."""
+        waiting = self.settle()
+        if not waiting:
+            return True
+        return waiting + size <= limit and self._bytes_of[source] + size <= limit // 2
+
+    def add(self, tracker: zmq.MessageTracker, source: bytes, size: int) -> None:
+        self._entries.append((tracker, source, size))
         self._bytes += size
+        self._bytes_of[source] += size
 
 
 class Relay:
     """One ROUTER socket on any number of endpoints. Owned by one thread.
 
-    Raises InputError for an endpoint that cannot be bound, or that others can reach: what goes
-    through a relay is neither encrypted nor signed.
+    Raises InputError for an endpoint that cannot be bound, or that others can reach when there are
+    no `keys`.
     """
 
-    def __init__(self, endpoints: Sequence[str], queue_bytes: int = QUEUE_BYTES) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        queue_bytes: int = QUEUE_BYTES,
+        keys: RelayKeys | None = None,
+    ) -> None:
         self.counters = Counters()
         self.endpoints: list[str] = []
         self._queue_bytes = queue_bytes
@@ -104,7 +129,13 @@ class Relay:
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         _configure(self._router)
-        self._monitor = self._router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._gate: Gate | None = None
+        if keys is not None:
+            self._gate = Gate(self._context, keys.peers)
+            self._gate.guard(self._router, keys.secret)
+        self._monitor = self._router.get_monitor_socket(
+            zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | REFUSALS
+        )
         try:
             for endpoint in endpoints:
                 self._bind(endpoint)
@@ -131,6 +162,8 @@ class Relay:
     def close(self) -> None:
         self._router.disable_monitor()
         self._router.close(linger=0)
+        if self._gate is not None:
+            self._gate.close()
         self._context.destroy(linger=0)
         for file, inode in self._files:
             # a successor may have bound the same name by now
@@ -142,10 +175,12 @@ class Relay:
         path = Path(endpoint.removeprefix("ipc://")) if endpoint.startswith("ipc://") else None
         if path is not None:
             _prepare_folder(path)
-        elif not is_loopback(endpoint.removeprefix("tcp://").rpartition(":")[0]):
+        elif self._gate is None and not is_loopback(
+            endpoint.removeprefix("tcp://").rpartition(":")[0]
+        ):
             raise InputError(
                 f"the relay cannot listen on {endpoint}: others could reach it and speak as any "
-                "peer; bind a loopback address, and let a tunnel or a private network lead there"
+                "peer; give it --keys, as 'p2p-launch keys' makes them, or a loopback address"
             )
         try:
             self._router.bind(endpoint)
@@ -175,9 +210,8 @@ class Relay:
             return
         size = sum(map(len, frames)) - len(destination)
         if size >= LARGE_BYTES:
-            queue = self._queue(destination)
-            waiting = queue.settle()
-            if waiting and waiting + size > self._queue_bytes:
+            queue, source = self._queue(destination), frames[0].bytes
+            if not queue.has_room(source, size, self._queue_bytes):
                 self.counters.dropped += 1
                 return
             # ZeroMQ is done with a message's frames at about the same time: one tells for all
@@ -189,7 +223,7 @@ class Relay:
             self.counters.messages += 1
             self.counters.bytes += size
             if size >= LARGE_BYTES:
-                queue.add(tracked.tracker, size)
+                queue.add(tracked.tracker, source, size)
 
     def _send(self, frames: list[zmq.Frame]) -> bool:
         try:
@@ -227,6 +261,8 @@ class Relay:
                     self._connections.add(int(event["value"]))
                 elif event["event"] == zmq.EVENT_DISCONNECTED:
                     self._connections.discard(int(event["value"]))
+                else:
+                    self.counters.refused += 1
 
 
 def _configure(router: zmq.Socket[bytes]) -> None:
@@ -275,6 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--ready-file", type=Path, help="gets the endpoints, one a line, once bound"
     )
     parser.add_argument("--queue-bytes", type=int, default=QUEUE_BYTES, help="per destination")
+    parser.add_argument("--keys", type=Path, help="relay.key, as 'p2p-launch keys' writes it")
     options = parser.parse_args(arguments)
     keep_large_blocks()
     stopped, stop = socket.socketpair()
@@ -284,7 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     try:
-        relay = Relay(options.bind, options.queue_bytes)
+        keys = RelayKeys.read(options.keys) if options.keys is not None else None
+        relay = Relay(options.bind, options.queue_bytes, keys)
     except MayflyError as error:
         print(f"relay: {error}", file=sys.stderr)
         return error.exit_code

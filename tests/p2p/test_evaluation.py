@@ -84,6 +84,7 @@ def begin(
         samples=64,
         folder=str(folder),
         relays=("ipc:///nowhere",),
+        sockets="",
         checkpoints=(folder / "checkpoints").as_uri(),
         evaluate_every=4,
     )

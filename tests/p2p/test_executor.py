@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from p2p.collectives.executor import Executor, Missing, Outgoing
+from p2p.collectives.compression import KINDS, Packing
+from p2p.collectives.executor import Executor, Missing, Outgoing, Values
 from p2p.collectives.memory import Vector
 from p2p.collectives.schedule import GENERATORS, make_schedule, make_units
 
 COUNTS = (*range(1, 18), 64)
 SEGMENT_BYTES = 16
+COMPRESSED = pytest.mark.parametrize("compress", ["none", *KINDS])
 BOTH = pytest.mark.parametrize("name", sorted(GENERATORS))
 
 
@@ -52,9 +54,25 @@ def butterfly_mean(inputs: list[Vector]) -> Vector:
 MEANS = {"ring": ring_mean, "butterfly": butterfly_mean, "direct": ring_mean}
 
 
-def new_executor(name: str, nodes: int, length: int) -> Executor:
+def new_executor(name: str, nodes: int, length: int, compress: str = "none") -> Executor:
     schedule = make_schedule(name, nodes)
-    return Executor(schedule, make_units(length, schedule.chunks, SEGMENT_BYTES), length)
+    if compress == "none":
+        return Executor(schedule, make_units(length, schedule.chunks, SEGMENT_BYTES), length)
+    gradients = length - length // 4
+    units = make_units(length, schedule.chunks, SEGMENT_BYTES, gradients)
+    packing = Packing(KINDS[compress](), units, gradients, seed=3)
+    return Executor(schedule, units, length, packing=packing, step=5)
+
+
+def mean_of(name: str, inputs: list[Vector], compress: str) -> Vector:
+    """Without compression from the reference; else from one peer that plays everything."""
+    if compress == "none":
+        return MEANS[name](inputs)
+    executor = new_executor(name, len(inputs), len(inputs[0]), compress)
+    executor.play(range(len(inputs)))
+    for node, vector in enumerate(inputs):
+        executor.contribute(node, vector.copy())
+    return executor.mean
 
 
 @dataclass
@@ -65,10 +83,11 @@ class Cluster:
     inputs: list[Vector]
     random: random.Random
     lossy: bool = False
+    compress: str = "none"
     players: list[int] = field(default_factory=list)
     executors: dict[int, Executor] = field(default_factory=dict)
-    on_the_way: list[tuple[int, Outgoing, Vector]] = field(default_factory=list)
-    handed_out: list[tuple[Vector, bytes]] = field(default_factory=list)
+    on_the_way: list[tuple[int, Outgoing, Values]] = field(default_factory=list)
+    handed_out: list[tuple[Values, bytes]] = field(default_factory=list)
     next_peer: int = 0
 
     @property
@@ -82,7 +101,9 @@ class Cluster:
         self.next_peer += len(newcomers)
         self.executors = {peer: self.executors[peer] for peer in staying}
         for peer in newcomers:
-            self.executors[peer] = new_executor(self.name, self.nodes, len(self.inputs[0]))
+            self.executors[peer] = new_executor(
+                self.name, self.nodes, len(self.inputs[0]), self.compress
+            )
         members = sorted(self.executors)
         self.players = members + self.random.choices(members, k=self.nodes - len(members))
         self.random.shuffle(self.players)
@@ -165,7 +186,7 @@ class Cluster:
                 assert self.ask(), "everyone waits for everyone"
 
     def check(self) -> None:
-        reference = MEANS[self.name](self.inputs).tobytes()
+        reference = mean_of(self.name, self.inputs, self.compress).tobytes()
         for executor in self.executors.values():
             assert executor.mean.tobytes() == reference
             assert not executor.missing()
@@ -199,12 +220,15 @@ def test_the_order_of_additions_can_be_seen_in_the_bits() -> None:
 
 
 @BOTH
+@COMPRESSED
 @pytest.mark.parametrize("nodes", COUNTS)
-def test_any_partition_and_any_order_of_delivery_gives_the_same_bits(name: str, nodes: int) -> None:
+def test_any_partition_and_any_order_of_delivery_gives_the_same_bits(
+    name: str, nodes: int, compress: str
+) -> None:
     """The nodes fall to any peers, segments arrive in any order: nothing has to be asked for."""
     inputs = contributions(nodes, 3 * nodes + 2)
     for seed in range(3):
-        cluster = Cluster(name, inputs, random.Random(seed))
+        cluster = Cluster(name, inputs, random.Random(seed), compress=compress)
         cluster.new_view(min(nodes, 2 + seed * 2))
         while not cluster.complete:
             if not (cluster.random.random() < 0.2 and cluster.compute()):
@@ -219,15 +243,16 @@ def test_any_partition_and_any_order_of_delivery_gives_the_same_bits(name: str, 
 
 
 @BOTH
+@COMPRESSED
 @pytest.mark.parametrize("nodes", COUNTS)
-def test_losses_doubles_and_views_do_not_change_a_bit(name: str, nodes: int) -> None:
+def test_losses_doubles_and_views_do_not_change_a_bit(name: str, nodes: int, compress: str) -> None:
     """Segments lost and doubled, peers gone and new, nodes adopted in the middle of the step:
 
     everyone ends with the reference's bits, and no array that was handed out changes afterwards.
     """
     inputs = contributions(nodes, 2 * nodes + 3)
     for seed in range(1 if nodes == 64 else 6):
-        cluster = Cluster(name, inputs, random.Random(seed), lossy=True)
+        cluster = Cluster(name, inputs, random.Random(seed), lossy=True, compress=compress)
         for _ in range(4):
             cluster.new_view(cluster.random.randint(1, min(nodes, 6)))
             cluster.run(stop_after=cluster.random.randint(1, 20 * nodes))
@@ -278,6 +303,52 @@ def test_after_a_view_ready_says_all_that_others_need_again() -> None:
     first = executor.payload(0, 0, 1)
     assert first is not None and first.tobytes() == inputs[0][:1].tobytes()
     assert executor.missing() == [Missing(2, 0, 2, 0), Missing(1, 1, 2, 0), Missing(0, 2, 2, 0)]
+
+
+# --- with compression ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compress", list(KINDS))
+def test_each_hop_of_the_ring_is_rounded_once(compress: str) -> None:
+    """Chunk c: Q(Q(Q(x[c]) + x[c+1]) + …), its noise that of the node that hands it on."""
+    nodes, length = 4, 4096
+    inputs = contributions(nodes, length)
+    gradients = length - length // 4
+    units = make_units(length, nodes, SEGMENT_BYTES, gradients)
+    packing = Packing(KINDS[compress](), units, gradients, seed=3)
+    mean = np.empty(length, np.float32)
+    for number, unit in enumerate(units):
+        cut = slice(unit.start, unit.stop)
+        total = inputs[unit.chunk][cut].copy()
+        for offset in range(nodes):
+            if unit.stop <= gradients:
+                payload = np.empty(packing.size(number), np.uint8)
+                last = offset == nodes - 1
+                node = nodes if last else (unit.chunk + offset) % nodes
+                packing.pack(number, 5, node, total, payload)
+                packing.unpack(payload, total)
+            if offset < nodes - 1:
+                total = total + inputs[(unit.chunk + offset + 1) % nodes][cut]
+        mean[cut] = total
+    assert mean_of("ring", inputs, compress).tobytes() == mean.tobytes()
+    exact = ring_mean(inputs)
+    assert mean[gradients:].tobytes() == exact[gradients:].tobytes()
+    assert not np.array_equal(mean[:gradients], exact[:gradients])
+
+
+@pytest.mark.parametrize("compress", list(KINDS))
+def test_a_packed_segment_that_does_not_fit_is_refused(compress: str) -> None:
+    """Unpacked, too, and the other way round for what is never packed."""
+    executor = new_executor("ring", 2, 4096, compress)
+    executor.play([0])
+    for unit, cut in enumerate(executor.units):
+        part = executor.schedule.parts[cut.chunk][0]
+        round = part.adds[0][0] if part.adds else part.copy[0] if part.copy else -1
+        length = cut.stop - cut.start
+        right = KINDS[compress]().size(length) if cut.stop <= 3072 else 4 * length
+        for size in {0, length, 2 * length, 4 * length, right - 1, right + 1} - {right}:
+            assert not executor.receive(round, unit, 0, bytes(size))
+        assert executor.receive(round, unit, 0, bytes(right))
 
 
 # --- what comes in is checked ----------------------------------------------------------------

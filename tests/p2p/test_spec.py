@@ -24,6 +24,7 @@ SPEC = RunSpec(
     samples=1500,
     folder="/runs/r1",
     relays=("ipc:///runs/r1/relay-0", "tcp://127.0.0.1:5000"),
+    sockets="",
     checkpoints="file:///runs/r1/checkpoints",
     collective="butterfly",
     segment_bytes=1 << 16,

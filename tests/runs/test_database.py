@@ -158,7 +158,7 @@ def test_a_store_of_ones_own_may_die(
     password.write_text("secret word\n")
     options = ["--password-file", str(password)]
     options += ["--persist", str(tmp_path / "data")] if persists else []
-    with own_store(tmp_path, "redis://:secret%20word@{}", *options) as (store, url):
+    with own_store(tmp_path, f"redis://{{}}?password_file={password}", *options) as (store, url):
         faults = (Restart(60, store, url), Restart(150, store, url))
         name = f"database-own-{'persisted' if persists else 'empty'}"
         result = run(WORK, name, *faults, options=(*DATABASE, "--store", url))

@@ -38,7 +38,7 @@ def built(optimizer: str) -> Built:
 def averaging(one: Built, slot: int, urls: list[str]) -> tuple[DatabaseAveraging, list[str]]:
     warnings: list[str] = []
     spec = RunSpec(
-        *("r", "job.py", (), "", 0, 2, 2, 9, 8, "/", (), "file:///"),
+        *("r", "job.py", (), "", 0, 2, 2, 9, 8, "/", (), "", "file:///"),
         workers=1, stores=tuple(urls), prefix="r", aggregate="database", timing=Timing(),
     )  # fmt: skip
     return DatabaseAveraging(spec, slot, one, lambda worker: None, warnings.append), warnings
