@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks.floors import Rates, measure_rates
 from benchmarks.report import finish, say, surroundings, table, unwind_when_terminated
-from p2p.transport.keys import PEER_FILE, write_keys
+from p2p.transport.keys import PEER_FILE, new_keys, write_keys
 
 PROCESSES = (2, 4, 8)
 SIZES = {
@@ -149,7 +149,7 @@ def measure(
             options += ["--direct", WAYS[way].direct.format(folder=place)]
             options += ["--compress", WAYS[way].compress]
             if WAYS[way].encrypted:
-                write_keys(place)
+                write_keys(new_keys(), place)
                 options += ["--keys", str(place / PEER_FILE)]
             groups[way] = stack.enter_context(Group(size, *options))
         gloo = stack.enter_context(Group(size, "--gloo", str(folder / "gloo")))

@@ -36,7 +36,7 @@ from launcher.processes import FUNCTION, START_SECONDS
 from p2p.aggregate.engine.build import engine_path
 from p2p.aggregate.storing import check_store
 from p2p.spec import Collective, Compress, Links, RunSpec
-from p2p.transport.keys import copy_keys, write_keys
+from p2p.transport.keys import new_keys, read_keys, write_keys
 
 
 def create(home: Home, run: str, options: Options) -> RunFolder:
@@ -54,6 +54,7 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
         check_store(options.store)
     if options.registry:
         _check_registry(options.registry, run, options.timing)
+    keys = new_keys() if options.keys is None else read_keys(options.keys)
     folder = home.create(run)
     supervisor: subprocess.Popen[bytes] | None = None
     try:
@@ -80,10 +81,7 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
             "listen": options.listen,
             "timing": asdict(options.timing),
         }
-        if options.keys is not None:
-            copy_keys(options.keys, folder.keys)
-        else:
-            write_keys(folder.keys)
+        write_keys(keys, folder.keys)
         folder.write(folder.plan, plan)
         supervisor = start_supervisor(folder)  # it comes up while the job is looked at
         findings = _preflight(folder, job, options, supervisor)

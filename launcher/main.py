@@ -29,7 +29,7 @@ from launcher.home import Home, RunFolder
 from launcher.logs import entries
 from launcher.progress import Bar, Plain, Quiet
 from launcher.summary import Story
-from p2p.transport.keys import PEER_FILE, RELAY_FILE, write_keys
+from p2p.transport.keys import PEER_FILE, RELAY_FILE, new_keys, write_keys
 
 app = typer.Typer(
     add_completion=False,
@@ -262,7 +262,7 @@ def keys(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Gets relay.key and peer.key.")],
 ) -> None:
     """Make the keys of a run, for peers that reach it over the network."""
-    write_keys(folder)
+    write_keys(new_keys(), folder)
     for name in (RELAY_FILE, PEER_FILE):
         print(folder / name)
 

@@ -92,7 +92,10 @@ class PeerKeys(_KeyFile):
     """The relays' public key."""
 
 
-def new_keys() -> tuple[RelayKeys, PeerKeys]:
+Keys = tuple[RelayKeys, PeerKeys]
+
+
+def new_keys() -> Keys:
     """Of a new run."""
     (relay, relay_secret), (peer, peer_secret) = (
         [key.decode("ascii") for key in zmq.curve_keypair()] for _ in range(2)
@@ -100,7 +103,15 @@ def new_keys() -> tuple[RelayKeys, PeerKeys]:
     return RelayKeys(relay, relay_secret, peer), PeerKeys(peer, peer_secret, relay)
 
 
-def write_keys(folder: Path) -> None:
+def read_keys(folder: Path) -> Keys:
+    """Raises InputError for files that are not whole, or do not belong together."""
+    relay, peer = RelayKeys.read(folder / RELAY_FILE), PeerKeys.read(folder / PEER_FILE)
+    if (relay.public, relay.peers) != (peer.relay, peer.public):
+        raise InputError(f"the keys in {folder} do not belong together")
+    return relay, peer
+
+
+def write_keys(keys: Keys, folder: Path) -> None:
     """Both files, into a folder that only this user can enter.
 
     Raises InputError when it has keys already, or when others can enter it.
@@ -112,18 +123,8 @@ def write_keys(folder: Path) -> None:
         raise InputError(f"{folder}: {error.strerror}") from None
     if mode & 0o077:
         raise InputError(f"others can enter {folder}: 'chmod 700 {folder}' first")
-    for keys, name in zip(new_keys(), (RELAY_FILE, PEER_FILE), strict=True):
-        keys.write(folder / name)
-
-
-def copy_keys(source: Path, folder: Path) -> None:
-    """Raises InputError for files that are not whole, or do not belong together."""
-    relay, peer = RelayKeys.read(source / RELAY_FILE), PeerKeys.read(source / PEER_FILE)
-    if (relay.public, relay.peers) != (peer.relay, peer.public):
-        raise InputError(f"the keys in {source} do not belong together")
-    folder.mkdir(mode=0o700)
-    relay.write(folder / RELAY_FILE)
-    peer.write(folder / PEER_FILE)
+    for file, name in zip(keys, (RELAY_FILE, PEER_FILE), strict=True):
+        file.write(folder / name)
 
 
 def dial(socket: zmq.Socket[bytes], keys: PeerKeys, server: str) -> None:

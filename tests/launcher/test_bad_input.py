@@ -132,7 +132,16 @@ def test_options_that_make_no_sense_start_nothing(job: Path, home: Path) -> None
         (("--store", "redis://h"), "--aggregate database"),
         (("--aggregate", "database", "--shards", "8"), "number of peers"),
         (("--aggregate", "database", "--workers", "0"), "1 to"),
-        (("--aggregate", "database", "--store", "redis://:word@h:99999"), "redis://h:99999 is no"),
+        (("--aggregate", "database", "--store", "redis://h:99999"), "redis://h:99999 is no"),
+        (("--aggregate", "database", "--store", "redis://:word@h:1"), "?password_file=FILE"),
+        (("--registry", "redis://anna:word@h:1"), "?password_file=FILE"),
+        (("--registry", "redis://h:1?password_file=/no/such"), "/no/such"),
+        (("--compress", "int4"), "none, bf16, int8"),
+        (("--aggregate", "database", "--robust", "median", "--compress", "int8"), "--robust"),
+        (("--relay-listen", "7700"), "HOST:PORT"),
+        (("--relay-listen", "192.0.2.7:65535", "--relays", "2"), "HOST:PORT"),
+        (("--relay-listen", "0.0.0.0:7700"), "address at which peers reach"),
+        (("--keys", "/no/such"), "/no/such"),
         (("--aggregate", "database", "--store", "redis://[::1:7"), "is no store"),
     ):
         check(launch("run", job, "--home", home, *options), errors.InputError, said)

@@ -188,12 +188,3 @@ def test_strangers_change_nothing_and_learn_nothing(
     assert any(b"p2p.transport.relay" in arguments for arguments in attack.seen)
     for secret in secrets:
         assert not [each[:200] for each in public if secret.encode() in each]
-
-
-def test_a_password_among_the_arguments_is_refused(home: Path) -> None:
-    for option in ("--registry", "--store"):
-        line = ["p2p-launch", "run", str(JOB), "--home", str(home), option, "redis://:pw@127.0.0.1"]
-        line += ["--aggregate", "database"]
-        ended = subprocess.run(line, capture_output=True, text=True)
-        assert ended.returncode == 2 and "password_file" in ended.stderr
-        assert "pw@" not in ended.stderr
