@@ -1,0 +1,81 @@
+"""However the bytes go, and whatever they are rounded to: each setting has one result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from chaos.live import Kill, KillPart, Result, Workload
+from p2p.spec import COLLECTIVES, COMPRESSIONS
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STEPS = {"digits": 500, "charlm": 160}
+LIFE_S = {"digits": "6", "charlm": "8"}
+IN_EVERY_TEST_RUN = {("digits", "direct", "int8", "overlap")}
+Play = Callable[..., Result]
+Reference = Callable[[str, str, str], Result]
+
+
+@pytest.fixture(scope="session")
+def calm(run: Play) -> Reference:
+    """The run of a setting in which nothing fails; through relays only, and with overlap."""
+    known: dict[tuple[str, str, str], Result] = {}
+
+    def look_up(example: str, collective: str, compress: str) -> Result:
+        setting = example, collective, compress
+        if setting not in known:
+            work = Workload(EXAMPLES / f"{example}.py", STEPS[example], collective)
+            options = ("--compress", compress, "--links", "relay")
+            known[setting] = run(work, f"calm-{compress}", options=options)
+            assert known[setting].summary["deaths"] == 0
+        return known[setting]
+
+    return look_up
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("example", "collective", "compress", "overlap"),
+    [
+        pytest.param(*each, marks=[] if each in IN_EVERY_TEST_RUN else [pytest.mark.acceptance])
+        for each in product(STEPS, COLLECTIVES, COMPRESSIONS, ("overlap", "no-overlap"))
+    ],
+)
+def test_faults_change_not_one_bit(
+    example: str, collective: str, compress: str, overlap: str, run: Play, calm: Reference
+) -> None:
+    """Two kills, hand-overs, and a relay of two that dies; overlap or not, the digest is one."""
+    steps = STEPS[example]
+    work = Workload(EXAMPLES / f"{example}.py", steps, collective)
+    faults = (
+        Kill(steps // 10, (1,)),
+        KillPart(steps // 4, ("relay-0",)),
+        Kill(steps // 2, (0, 2)),
+    )
+    options = ("--compress", compress, f"--{overlap}", "--relays", "2")
+    options += ("--time-limit", LIFE_S[example])
+    result = run(work, f"{compress}-{overlap}", *faults, options=options)
+    assert result.weights == calm(example, collective, compress).weights
+    assert result.summary["deaths"] >= 1 and result.summary["steps"] == steps
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("links", ["direct", "relay"])
+def test_the_way_of_the_bytes_does_not_show(links: str, run: Play, calm: Reference) -> None:
+    """Over TCP with keys, or through relays on TCP, compressed: the same bits."""
+    work = Workload(EXAMPLES / "charlm.py", STEPS["charlm"], "ring")
+    options = ("--compress", "int8", "--links", links, "--relay-listen", "127.0.0.1:17700")
+    result = run(work, f"int8-{links}", Kill(30, (1,)), options=options)
+    assert result.weights == calm("charlm", "ring", "int8").weights
+
+
+def test_compression_changes_the_result_and_says_how_much_it_saves(calm: Reference) -> None:
+    """Otherwise the other tests of it would prove nothing."""
+    plain, packed = (calm("digits", "direct", compress) for compress in ("none", "int8"))
+    assert packed.weights != plain.weights
+    sent = [each.summary["traffic"]["relayed_bytes"] for each in (plain, packed)]
+    assert 0.2 < sent[1] / sent[0] < 0.35
+    assert packed.summary["metrics"]["accuracy"] >= 0.95
