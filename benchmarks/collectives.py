@@ -21,6 +21,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,12 +67,17 @@ PLAIN = ("host", "tcp", "relay")
 
 
 class Group:
-    """The processes that sum together, ready for any number of vectors."""
+    """The processes that sum together, ready for any number of vectors.
 
-    def __init__(self, size: int, *options: str) -> None:
+    `machines` are the network namespaces of each.
+    """
+
+    def __init__(self, size: int, *options: str, machines: Sequence[str] = ()) -> None:
+        inside = [["ip", "netns", "exec", each] for each in machines] or [[]] * size
         self._processes = [
             subprocess.Popen(
                 [
+                    *inside[rank],
                     *(sys.executable, "-m", "benchmarks.reducing"),
                     *("--rank", str(rank), "--size", str(size), *options),
                 ],

@@ -1,4 +1,4 @@
-"""A slow link on one machine: a network namespace behind a pair of virtual interfaces, and `tc`."""
+"""Slow links on one machine: network namespaces behind pairs of virtual interfaces, and `tc`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import TracebackType
 NAMESPACE = "mayfly-far"
 NEAR, FAR = "mayfly-near", "mayfly-farside"
 NEAR_HOST, FAR_HOST = "10.254.77.1", "10.254.77.2"
+SWITCH = "mayfly-switch"
 BURST_KB = 256
 
 
@@ -34,9 +35,9 @@ class Shaped:
     def __enter__(self) -> Shaped:
         self._remove()  # of a benchmark that was killed
         inside = f"ip -n {NAMESPACE}"
-        shape = f"root tbf rate {self._megabit}mbit burst {BURST_KB}kb latency 50ms"
+        shape = _shape(self._megabit)
         try:
-            for command in (
+            _run(
                 f"ip netns add {NAMESPACE}",
                 f"ip link add {NEAR} type veth peer name {FAR} netns {NAMESPACE}",
                 f"ip addr add {NEAR_HOST}/30 dev {NEAR}",
@@ -46,11 +47,10 @@ class Shaped:
                 f"{inside} link set lo up",
                 f"tc qdisc add dev {NEAR} {shape}",
                 f"ip netns exec {NAMESPACE} tc qdisc add dev {FAR} {shape}",
-            ):
-                subprocess.run(command.split(), check=True, capture_output=True)
-        except subprocess.CalledProcessError as error:
+            )
+        except BaseException:
             self._remove()
-            raise RuntimeError(f"{error.cmd}: {error.stderr.decode().strip()}") from None
+            raise
         return self
 
     def __exit__(
@@ -62,6 +62,68 @@ class Shaped:
         self._remove()
 
     def _remove(self) -> None:
-        for command in (f"ip link del {NEAR}", f"ip netns del {NAMESPACE}"):
-            with contextlib.suppress(OSError):
-                subprocess.run(command.split(), capture_output=True, check=False)
+        _try(f"ip link del {NEAR}", f"ip netns del {NAMESPACE}")
+
+
+class Star:
+    """So many machines, each with a link to one switch that carries so much in each direction."""
+
+    def __init__(self, machines: int, megabit: int) -> None:
+        self.namespaces = [f"mayfly-star-{number}" for number in range(machines)]
+        self.hosts = [f"10.254.78.{1 + number}" for number in range(machines)]
+        self._megabit = megabit
+
+    def __enter__(self) -> Star:
+        self._remove()
+        shape = _shape(self._megabit)
+        try:
+            _run(f"ip link add {SWITCH} type bridge", f"ip link set {SWITCH} up")
+            for number, (namespace, host) in enumerate(
+                zip(self.namespaces, self.hosts, strict=True)
+            ):
+                inside, port = f"ip -n {namespace}", f"mayfly-port-{number}"
+                _run(
+                    f"ip netns add {namespace}",
+                    f"ip link add {port} type veth peer name uplink netns {namespace}",
+                    f"ip link set {port} master {SWITCH}",
+                    f"ip link set {port} up",
+                    f"{inside} addr add {host}/24 dev uplink",
+                    f"{inside} link set uplink up",
+                    f"{inside} link set lo up",
+                    f"tc qdisc add dev {port} {shape}",
+                    f"ip netns exec {namespace} tc qdisc add dev uplink {shape}",
+                )
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
+        _try(*[f"ip netns del {namespace}" for namespace in self.namespaces])
+        _try(f"ip link del {SWITCH}")
+
+
+def _shape(megabit: int) -> str:
+    return f"root tbf rate {megabit}mbit burst {BURST_KB}kb latency 50ms"
+
+
+def _run(*commands: str) -> None:
+    for command in commands:
+        try:
+            subprocess.run(command.split(), check=True, capture_output=True)
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f"{command}: {error.stderr.decode().strip()}") from None
+
+
+def _try(*commands: str) -> None:
+    for command in commands:
+        with contextlib.suppress(OSError):
+            subprocess.run(command.split(), capture_output=True, check=False)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -383,25 +384,35 @@ def test_an_unknown_destination_is_counted(relay: Process, links: Callable[..., 
     assert after["dropped"] == before["dropped"]
 
 
-@pytest.mark.parametrize("how", ["does not read", "is stopped"])
-def test_a_peer_that_does_not_read_harms_nobody(
-    relay: Process, links: Callable[..., Link], how: str
-) -> None:
-    """2,000 MiB for a peer that never reads: the relay's memory stays small, others go on."""
-    sender, reader = links(b"sender", relay, limit_messages=64), links(b"reader", relay)
+@contextmanager
+def stuck(relay: Process, sender: Link) -> Iterator[subprocess.Popen[bytes]]:
+    """A peer of this name that has told `sender` that it is there, and never reads."""
     script = (
         "import sys, time; from p2p.transport.link import Link\n"
         "link = Link(b'stuck', sys.argv[1:], limit_messages=16)\n"
         "while not link.send(b'sender', [b'here']): time.sleep(0.01)\n"
         "print(flush=True); time.sleep(60)\n"
     )
-    stuck = subprocess.Popen([sys.executable, "-c", script, relay.endpoint], stdout=subprocess.PIPE)
-    try:
-        assert stuck.stdout is not None
-        stuck.stdout.readline()
-        received(sender)
+    command = [sys.executable, "-c", script, relay.endpoint]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            received(sender)
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("how", ["does not read", "is stopped"])
+def test_a_peer_that_does_not_read_harms_nobody(
+    relay: Process, links: Callable[..., Link], how: str
+) -> None:
+    """2,000 MiB for a peer that never reads: the relay's memory stays small, others go on."""
+    sender, reader = links(b"sender", relay, limit_messages=64), links(b"reader", relay)
+    with stuck(relay, sender) as process:
         if how == "is stopped":
-            stuck.send_signal(signal.SIGSTOP)
+            process.send_signal(signal.SIGSTOP)
         reach(sender, reader, b"reader")
         payload = bytes(MEBIBYTE)
         highest = 0
@@ -414,11 +425,21 @@ def test_a_peer_that_does_not_read_harms_nobody(
         counted = stats(sender)
         assert counted["dropped"] + counted["unknown"] > 1800
         assert max(highest, relay.memory_bytes()) < 250 * MEBIBYTE
-    finally:
-        stuck.kill()
-        stuck.wait()
-        assert stuck.stdout is not None
-        stuck.stdout.close()
+
+
+def test_one_source_leaves_room_for_others(relay: Process, links: Callable[..., Link]) -> None:
+    """However much it sends to a peer that does not read, what another sends is taken."""
+    sender, other = links(b"sender", relay, limit_messages=64), links(b"other", relay)
+    with stuck(relay, sender):
+        for _ in range(400):
+            until(lambda: sender.send(b"stuck", [b"bulk", bytes(MEBIBYTE)]))
+        flooded = stats(sender)
+        assert flooded["dropped"] > 200
+        for _ in range(16):
+            until(lambda: other.send(b"stuck", [b"bulk", bytes(MEBIBYTE)]))
+        taken = stats(other)
+        assert taken["messages"] - flooded["messages"] == 16
+        assert taken["dropped"] == flooded["dropped"]
 
 
 def test_a_link_outlives_its_relay(relay: Process, links: Callable[..., Link]) -> None:

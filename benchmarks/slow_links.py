@@ -1,0 +1,109 @@
+"""Allreduce between machines with slow links, beside what a link carries.
+
+    python -m benchmarks.slow_links --json
+
+Four processes sum a vector of 47 MB, each in a network namespace whose link carries 600 Mbit/s in
+each direction, as a function's does; their bytes go over TCP from process to process. Whatever the
+collective, each has to send 2 (N - 1) / N of the vector, and to receive as much, so the least time
+is that at the rate of one TCP stream over such a link, measured in the same run. `of_link` is this
+least time's share in the time that it took; the median of the samples. Needs root, `ip` and `tc`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.collectives import SIZES, Group, Relay
+from benchmarks.report import finish, say, surroundings, table, unwind_when_terminated
+from benchmarks.shaped import Star, why_not
+from p2p.spec import COLLECTIVES, COMPRESSIONS
+
+MACHINES = 4
+MEGABIT = 600
+STREAM_BYTES = 150_000_000
+POUR = """
+import socket, sys
+with socket.create_server((sys.argv[1], 7777)) as server:
+    print(flush=True)
+    far, _ = server.accept()
+    far.sendall(bytes(int(sys.argv[2])))
+    far.close()
+"""
+DRAIN = """
+import socket, sys, time
+near = socket.create_connection((sys.argv[1], 7777))
+room = bytearray(1 << 20)
+taken, began = near.recv_into(room), time.perf_counter()
+while count := near.recv_into(room):
+    taken += count
+print(taken / (time.perf_counter() - began))
+"""
+
+
+def stream(star: Star) -> float:
+    """Bytes a second from one machine to another."""
+
+    def inside(machine: int, code: str, *arguments: str) -> list[str]:
+        command = ["ip", "netns", "exec", star.namespaces[machine], sys.executable, "-c", code]
+        return [*command, star.hosts[0], *arguments]
+
+    pouring = subprocess.Popen(inside(0, POUR, str(STREAM_BYTES)), stdout=subprocess.PIPE)
+    assert pouring.stdout is not None
+    pouring.stdout.readline()
+    drained = subprocess.run(inside(1, DRAIN), check=True, capture_output=True)
+    pouring.communicate()
+    return float(drained.stdout)
+
+
+def measure(star: Star, collective: str, compress: str, samples: int) -> list[float]:
+    """Seconds of each sum."""
+    with tempfile.TemporaryDirectory() as folder, Relay(Path(folder)) as relay:
+        # the relay, through which links are made, has a Unix socket, which no link shapes
+        options = ["--relay", relay.endpoint, "--collective", collective, "--compress", compress]
+        options += ["--direct", "tcp://10.254.78.{one}:*"]
+        with Group(MACHINES, *options, machines=star.namespaces) as group:
+            group.prepare(SIZES["47MB"])
+            group.sample(1)
+            return [group.sample(1) for _ in range(samples)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument("--samples", type=int, default=9)
+    options = parser.parse_args()
+    unwind_when_terminated()
+    found: dict[str, Any] = {"benchmark": "slow_links", **surroundings(), "megabit": MEGABIT}
+    reason = why_not()
+    if reason:
+        say(f"without slow links: {reason}")
+        found["skipped"] = reason
+        finish(found, options.json)
+        return
+    with Star(MACHINES, MEGABIT) as star:
+        rate = stream(star)
+        found["stream_mb_per_s"] = round(rate / 1e6, 2)
+        least_s = 4 * SIZES["47MB"] * 2 * (MACHINES - 1) / MACHINES / rate
+        found["least_s"] = round(least_s, 3)
+        rows = []
+        for collective, compress in [
+            *((each, "none") for each in COLLECTIVES),
+            *(("ring", each) for each in COMPRESSIONS[1:]),
+        ]:
+            seconds = median(measure(star, collective, compress, options.samples))
+            name = collective if compress == "none" else f"{collective}_{compress}"
+            found[name] = {"s": round(seconds, 3), "of_link": round(least_s / seconds, 3)}
+            say(f"{name}: {found[name]}")
+            rows.append([name, *found[name].values()])
+    table(["", "s", "of_link"], rows)
+    finish(found, options.json)
+
+
+if __name__ == "__main__":
+    main()
