@@ -28,6 +28,7 @@ from launcher.check import check as examine
 from launcher.home import Home, RunFolder
 from launcher.logs import entries
 from launcher.progress import Bar, Plain, Quiet
+from launcher.relay_counts import relay_counts
 from launcher.summary import Story
 from p2p.transport.keys import PEER_FILE, RELAY_FILE, new_keys, write_keys
 
@@ -390,6 +391,7 @@ def _status(folder: RunFolder) -> dict[str, Any]:
     story = Story()
     story.take(folder.read_events())
     found["traffic"] = {peer: story.traffic[peer] for peer in members if peer in story.traffic}
+    found["relays"] = relay_counts(ready["relays"], folder.keys)
     found["read_at"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     return found
 

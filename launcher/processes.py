@@ -22,6 +22,7 @@ from launcher.inquiry import reproducible
 from launcher.options import relay_endpoints
 from launcher.platform import EVALUATION_SUFFIX, WORKER_SUFFIX
 from launcher.registry_server import RegistryServer
+from launcher.relay_counts import relay_counts
 from launcher.store_server import StoreServer
 from p2p.transport.keys import KEYS_VARIABLE, PEER_FILE, RELAY_FILE
 
@@ -118,6 +119,9 @@ class Processes:
             relay.stop()
         for store in self._stores:
             store.stop()
+
+    def relay_counts(self) -> list[dict[str, int]]:
+        return relay_counts(self._relay_endpoints, self._folder.keys)
 
     @property
     def store_urls(self) -> list[str]:

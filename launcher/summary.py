@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from statistics import median
@@ -166,8 +166,13 @@ def total_traffic(story: Story) -> dict[str, float]:
     return {name: round(count, 3) for name, count in total.items()}
 
 
-def summarize(story: Story, plan: dict[str, Any], folder: str) -> dict[str, Any]:
-    """The one JSON object that `run --json` ends with."""
+def summarize(
+    story: Story,
+    plan: dict[str, Any],
+    folder: str,
+    relays: Sequence[Mapping[str, int]] = (),
+) -> dict[str, Any]:
+    """The one JSON object that `run --json` ends with. `relays` is what each has counted."""
     outcome = story.outcome
     kinds = list(story.starts.values())
     pace = Pace(story.times)
@@ -198,6 +203,7 @@ def summarize(story: Story, plan: dict[str, Any], folder: str) -> dict[str, Any]
             kind: [stall for stall in found if stall is not None] for kind, found in stalls.items()
         },
         "traffic": total_traffic(story),
+        "relays": [dict(each) for each in relays],
         "folder": folder,
         "error": outcome.get("error", ""),
         "reason": outcome.get("reason", ""),

@@ -76,6 +76,7 @@ class Supervisor:
         if plan is None:
             raise InputError(f"{folder.path} is no run's folder")
         self._plan: dict[str, Any] = plan
+        self._relay_counts: list[dict[str, int]] = []
         self._processes = Processes(folder, plan)
         self._timing = timing = Timing(**plan["timing"])
         self._registry = Registry(self._processes.registry_url, plan["run"], timing)
@@ -216,6 +217,7 @@ class Supervisor:
                 self._read_events()
                 if self._story.outcome.get("state") == "finished":
                     self._wait_for_evaluations()
+            self._relay_counts = self._processes.relay_counts()
         self._processes.stop_functions()
         self._forget_in_store()
         self._registry.close()
@@ -265,7 +267,7 @@ class Supervisor:
     def _keep_summary(self) -> None:
         # the launcher has completed the plan since this process read it
         plan = self._folder.read(self._folder.plan) or self._plan
-        summary = summarize(self._story, plan, str(self._folder.path))
+        summary = summarize(self._story, plan, str(self._folder.path), self._relay_counts)
         with contextlib.suppress(MayflyError):  # the launcher says that nothing is known
             self._folder.write(self._folder.summary, summary)
 

@@ -85,6 +85,8 @@ def test_what_is_said_of_a_finished_run(
     found = json.loads(launch("status", "finished", "--home", home, "--json").stdout)
     assert found["state"] == "finished" and found["steps"] == 40
     assert found["traffic"]["relayed_bytes"] > 0 and found["traffic"]["malformed"] == 0
+    (relay,) = found["relays"]
+    assert relay["messages"] > 0 and relay["refused"] == 0
     assert launch("list", "--home", home).stdout.split()[:2] == ["finished", "finished"]
     assert "START RequestId" in launch("logs", "finished", "--home", home).stdout
     logs = launch("logs", "finished", "--home", home, "--slot", "1").stdout

@@ -21,9 +21,8 @@ from fault.records import Timing
 from fault.registry import Registry
 from launcher.database_server import server_binary
 from p2p.messages import KINDS, Ask, Beat, Message, NotYet, Segment
-from p2p.transport.keys import PEER_FILE, PeerKeys, dial, new_keys
+from p2p.transport.keys import PEER_FILE, RELAY_FILE, PeerKeys, dial, new_keys
 from p2p.transport.link import Link
-from p2p.transport.relay import RELAY, STATS
 from p2p.transport.wire import VERSION, WireFormat
 
 JOB = Path(__file__).parents[2] / "examples" / "digits.py"
@@ -99,16 +98,10 @@ class Attack:
             if number % 100 == 0:
                 for message in self._stale(view.number - 1):
                     link.send(draw.choice(names), WIRE.encode(message))
-        while not link.send(RELAY, [STATS]):
-            time.sleep(0.01)
-        while True:
-            link.wait(1000)
-            message = link.receive()
-            if message is not None and message[0] == RELAY:
-                break
-        self.refused = msgpack.unpackb(message[1][0])["refused"]
         self.seen += processes().values()
-        self.seen.append(said("status", run, "--json"))
+        status = said("status", run, "--json")
+        self.seen.append(status)
+        self.refused = sum(relay["refused"] for relay in json.loads(status)["relays"])
         for each in (link, registry):
             each.close()
         assert not any(stranger.poll(0) for stranger in strangers)
@@ -164,18 +157,24 @@ def registry_url(tmp_path: Path) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.timeout(400)
 def test_strangers_change_nothing_and_learn_nothing(
-    home: Path, reference: Reference, registry_url: tuple[str, str]
+    home: Path, reference: Reference, registry_url: tuple[str, str], tmp_path: Path
 ) -> None:
     """No key, another run's key, members' names, 10,000 malformed messages, older views."""
     url, password = registry_url
     attack = Attack(120)
     options = ["--relay-listen", f"127.0.0.1:{free_ports(2)}", "--relays", "2"]
-    options += ["--links", "direct", "--registry", url]
+    options += ["--links", "direct", "--registry", url, "--keys", str(tmp_path / "keys")]
+    command = ["p2p-launch", "keys", str(tmp_path / "keys")]
+    made = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert made == [str(tmp_path / "keys" / name) for name in (RELAY_FILE, PEER_FILE)]
+    assert subprocess.run(command, capture_output=True).returncode == 2  # none is written over
     result = play(JOB, home, "security", [*WORK.options, *options], (Kill(40, (1,)), attack))
     assert result.weights == reference(WORK).weights
     assert result.summary["deaths"] == 1  # the one that was meant
-    assert attack.refused > 0
+    refused = sum(relay["refused"] for relay in result.summary["relays"])
+    assert 0 < attack.refused <= refused
     assert result.summary["traffic"]["malformed"] > MALFORMED / 2
+    assert attack.keys == PeerKeys.read(tmp_path / "keys" / PEER_FILE)
     folder = home / "runs" / "security"
     relay = json.loads((folder / "keys" / "relay.key").read_text())
     secrets = [password, attack.keys.secret, relay["secret"]]
