@@ -118,7 +118,8 @@ class Mayfly:
         self._poller.poll(timeout_ms)
         now = time.monotonic()
         while (received := self._link.receive()) is not None:
-            peer, message = received[0].decode(), self._wire.decode(received[1])
+            peer = received[0].decode()
+            message = self._wire.decode(received[1], is_guarded=self._link.is_within_host)
             if isinstance(message, Hello):
                 self._direct.on_hello(peer, message, now)
             elif isinstance(message, Segment) and (hello := self._direct.hello(peer, now)):
@@ -151,7 +152,8 @@ class Mayfly:
             match action:
                 case Send():
                     if action.again or not self._direct.send(action.to, action.message):
-                        frames = self._wire.encode(action.message)
+                        hashed = not self._link.is_within_host
+                        frames = self._wire.encode(action.message, hashed)
                         self._link.send_bulk(action.to.encode(), frames)
                 case Compute():
                     vector = self._vectors[action.step % KEPT]

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from p2p.collectives.compression import KINDS, Packing
+from p2p.collectives.compression import Packing, compression
 from p2p.collectives.executor import Executor
 from p2p.collectives.memory import Vector
 from p2p.collectives.schedule import make_schedule, make_units
@@ -48,7 +48,7 @@ def reference(
     units = make_units(length, schedule.chunks, segment_bytes=4)
     packing = None
     if compress != "none":
-        packing = Packing(KINDS[compress](), units, length - 1, seed=0)
+        packing = Packing(compression(compress), units, length - 1, seed=0)
     shape = Shape(shards, steps, schedule, units, length, packing)
     state = np.zeros(length, dtype=np.float32).tobytes()
     digests, states, contributions, means = [digest_of(0, state)], [state], [], []

@@ -403,7 +403,8 @@ class _Peer:
     def _received(self, now: float) -> tuple[Peer, Message] | None:
         """A message for the core, by whichever way it came, or None. Raises Malformed."""
         while (received := self._link.receive()) is not None:
-            source, message = received[0].decode("ascii", "replace"), self._wire.decode(received[1])
+            source = received[0].decode("ascii", "replace")
+            message = self._wire.decode(received[1], is_guarded=self._link.is_within_host)
             if isinstance(message, Hello):
                 self._direct.on_hello(source, message, now)
                 continue
@@ -452,7 +453,7 @@ class _Peer:
             self._direct.check(to, time.monotonic())
         elif self._direct.send(to, message):
             return
-        frames = self._wire.encode(message)
+        frames = self._wire.encode(message, hashed=not self._link.is_within_host)
         traffic.relays(len(message.payload), self._link.send_bulk(to.encode(), frames))
 
     def _watch_own_thread(self, now: float) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fault.records import AccusationKind, Peer, Timing, View
 from p2p.actions import Apply, Compute, Send
-from p2p.collectives.compression import KINDS, Packing
+from p2p.collectives.compression import Packing, compression
 from p2p.collectives.executor import Executor
 from p2p.collectives.memory import Memory, PlainMemory, Vector
 from p2p.collectives.schedule import Schedule, Unit, make_units, schedule_for
@@ -53,7 +53,7 @@ class Shape:
             units = make_units(length, schedule.chunks, segment_bytes)
             return cls(shards, steps, schedule, units, length)
         units = make_units(length, schedule.chunks, segment_bytes, gradient_length)
-        packing = Packing(KINDS[compress](), units, gradient_length, seed)
+        packing = Packing(compression(compress), units, gradient_length, seed)
         return cls(shards, steps, schedule, units, length, packing)
 
 

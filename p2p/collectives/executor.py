@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p2p.collectives.compression import Bytes, Packing
-from p2p.collectives.memory import Memory, PlainMemory, Vector
+from p2p.collectives.compression import Packing
+from p2p.collectives.memory import Bytes, Memory, PlainMemory, Vector
 from p2p.collectives.schedule import Schedule, Unit
 
 

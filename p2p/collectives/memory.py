@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 
 
 class Memory(Protocol):

@@ -97,6 +97,8 @@ class DirectLinks:
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.endpoints: list[str] = []
         self._is_local = all(endpoint.startswith(IPC) for endpoint in binds)
+        self._is_guarded = self._is_local or keys is not None
+        """What comes here was authenticated, or never left the host."""
         self._keys = keys
         self._gate: Gate | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -180,7 +182,7 @@ class DirectLinks:
             return False
         payload = memoryview(getattr(message, "payload", b""))
         tag, local = WHOLE, link.endpoint.startswith(IPC)
-        header, *rest = self._wire.encode(message, hashed=not local)
+        header, *rest = self._wire.encode(message, hashed=not local and self._keys is None)
         if local and payload.nbytes >= NAMED_FROM_BYTES:
             reference = self._pool.reference(payload)
             if reference is not None:
@@ -243,7 +245,7 @@ class DirectLinks:
             self.traffic.refused += 1
             return None
         if tag == WHOLE:
-            return self._wire.decode([header, *frames[1:]], within_host=self._is_local)
+            return self._wire.decode([header, *frames[1:]], is_guarded=self._is_guarded)
         if tag == NAMED and len(frames) == 2:
             try:
                 reference = Reference.from_bytes(frames[1])
@@ -259,7 +261,7 @@ class DirectLinks:
     def _read(self, header: Frame, reference: Reference) -> Message:
         """A message with what it names: a segment's bytes where they are, others' copied."""
         reader = self._pool.reader
-        message = self._wire.decode([header, reader.view(reference)], within_host=True)
+        message = self._wire.decode([header, reader.view(reference)], is_guarded=True)
         if isinstance(message, Segment) and reader.borrow(reference, message.step):
             return message
         if isinstance(message, Segment | Total | StatePart):

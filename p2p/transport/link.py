@@ -136,6 +136,8 @@ class ControlAndBulk:
     ) -> None:
         if len(identity) > IDENTITY_LIMIT_BYTES:
             raise ValueError(f"{identity!r} is too long for the identity of a peer")
+        self.is_within_host = all(endpoint.startswith("ipc://") for endpoint in relays)
+        """What goes through these relays is only copied, by the kernel."""
         self.control = Link(identity + self.CONTROL, relays, context, keys=keys)
         self.bulk = Link(identity + self.BULK, relays, context, BULK_LIMIT_MESSAGES, keys)
 

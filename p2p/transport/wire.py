@@ -6,10 +6,10 @@ payload's raw bytes, which are never copied here. The header is
     version: 1 byte | xxh3_64 of the body: 8 bytes, little-endian | body: a msgpack array
 
 and the body is the kind's number, the fields in the order of the dataclass, and, where there is a
-payload, its length and its xxh3_64. How a field is packed follows from its annotation alone: int
-(64 bits, signed), float, str, bytes, bool, None, Literal, `X | None`, tuples of these and frozen
-dataclasses of these. Nothing that is received is used before it was checked, and nothing is ever
-unpickled.
+payload, its length and, unless its way is guarded otherwise, its xxh3_64. How a field is packed
+follows from its annotation alone: int (64 bits, signed), float, str, bytes, bool, None, Literal,
+`X | None`, tuples of these and frozen dataclasses of these. Nothing that is received is used before
+it was checked, and nothing is ever unpickled.
 
 Not here: what the messages mean (`p2p/messages.py`), and how they travel (`link.py`).
 """
@@ -74,7 +74,7 @@ class WireFormat(Generic[M]):
     def encode(self, message: M, hashed: bool = True) -> list[Frame]:
         """One frame, or two with the payload, which is referred to and not copied.
 
-        `hashed=False` spares a payload that stays within the host its checksum. Raises
+        `hashed=False` spares a payload its checksum, whose way is guarded otherwise. Raises
         Malformed when a field does not fit its annotation or exceeds a limit.
         """
         kind = self._encoders.get(type(message))
@@ -94,10 +94,10 @@ class WireFormat(Generic[M]):
             raise Malformed(f"{kind.name}: a header of {len(header)} bytes is too long")
         return [header] if payload is None else [header, payload]
 
-    def decode(self, frames: Sequence[Frame], within_host: bool = False) -> M:
+    def decode(self, frames: Sequence[Frame], is_guarded: bool = False) -> M:
         """The message; a payload is a memoryview of the second frame, which it keeps alive.
 
-        A payload without a checksum is taken only from `within_host`. Raises Damaged when a
+        A payload without a checksum is taken only if its way `is_guarded`. Raises Damaged when a
         checksum does not fit, Malformed for everything else that is wrong.
         """
         if not frames:
@@ -111,9 +111,7 @@ class WireFormat(Generic[M]):
             raise Malformed(f"{kind.name}: {len(frames)} frames")
         if len(body) != kind.body_length:
             raise Malformed(f"{kind.name}: {len(body)} fields")
-        payload = (
-            _verified(frames[1], body[-2], body[-1], within_host) if kind.has_payload else None
-        )
+        payload = _verified(frames[1], body[-2], body[-1], is_guarded) if kind.has_payload else None
         return cast(M, kind.unpack(body, payload))
 
 
@@ -143,13 +141,13 @@ def _body(header: Frame) -> tuple[Any, ...]:
     return body
 
 
-def _verified(frame: Frame, length: Any, checksum: Any, within_host: bool) -> memoryview:
+def _verified(frame: Frame, length: Any, checksum: Any, is_guarded: bool) -> memoryview:
     if type(length) is not int or type(checksum) is not int:
         raise Malformed("a payload without a length and a checksum")
     payload = memoryview(frame)
     if payload.nbytes > PAYLOAD_LIMIT_BYTES:
         raise Malformed(f"a payload of {payload.nbytes} bytes is too long")
-    is_trusted = within_host and checksum == NO_CHECKSUM
+    is_trusted = is_guarded and checksum == NO_CHECKSUM
     if payload.nbytes != length or (not is_trusted and xxh3_64_intdigest(payload) != checksum):
         raise Damaged(f"a payload of {payload.nbytes} bytes that is not what was sent")
     return payload
