@@ -3,10 +3,11 @@
     python -m benchmarks.slow_links --json
 
 Four processes sum a vector of 47 MB, each in a network namespace whose link carries 600 Mbit/s in
-each direction, as a function's does; their bytes go over TCP from process to process. Whatever the
-collective, each has to send 2 (N - 1) / N of the vector, and to receive as much, so the least time
-is that at the rate of one TCP stream over such a link, measured in the same run. `of_link` is this
-least time's share in the time that it took; the median of the samples. Needs root, `ip` and `tc`.
+each direction, as a function's does; their bytes go over TCP from process to process, encrypted as
+in a run. Whatever the collective, each has to send 2 (N - 1) / N of the vector, and to receive as
+much, so the least time is that at the rate of one TCP stream over such a link, measured in the same
+run. `of_link` is this least time's share in the time that it took; the median of the samples. With
+compression less has to be sent, so there it may be more than 1. Needs root, `ip` and `tc`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.collectives import SIZES, Group, Relay
 from benchmarks.report import finish, say, surroundings, table, unwind_when_terminated
 from benchmarks.shaped import Star, why_not
 from p2p.spec import COLLECTIVES, COMPRESSIONS
+from p2p.transport.keys import PEER_FILE, new_keys, write_keys
 
 MACHINES = 4
 MEGABIT = 600
@@ -67,6 +69,8 @@ def measure(star: Star, collective: str, compress: str, samples: int) -> list[fl
         # the relay, through which links are made, has a Unix socket, which no link shapes
         options = ["--relay", relay.endpoint, "--collective", collective, "--compress", compress]
         options += ["--direct", "tcp://10.254.78.{one}:*"]
+        write_keys(new_keys(), Path(folder))
+        options += ["--keys", str(Path(folder) / PEER_FILE)]
         with Group(MACHINES, *options, machines=star.namespaces) as group:
             group.prepare(SIZES["47MB"])
             group.sample(1)

@@ -107,8 +107,9 @@ class Registry:
                 with_password(url), socket_timeout=timeout_s, socket_connect_timeout=timeout_s
             )
             self._connection = pool.make_connection()
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{self.where} is no address of a registry: {error}") from None
+        except (ValueError, TypeError):
+            # without the cause's words, in which there may be a piece of a password
+            raise InputError(f"{self.where} is no address of a registry") from None
         self._connection.redis_connect_func = self._greet
 
     # --- the connection ---------------------------------------------------------------------

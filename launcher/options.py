@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from math import isfinite
 from pathlib import Path
 
@@ -198,9 +199,13 @@ def _check_relay_address(listen: str, relays: int) -> None:
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) <= 65536 - relays:
         raise InputError(f"--relay-listen {listen}: write it as HOST:PORT, as in 192.0.2.7:7700")
-    if host in ("*", "0.0.0.0", "[::]"):
+    try:
+        address = ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        address = None
+    if address is None or address.is_unspecified:
         raise InputError(
-            f"--relay-listen {listen}: name the address at which peers reach this machine"
+            f"--relay-listen {listen}: name the IP address at which peers reach this machine"
         )
 
 

@@ -18,9 +18,13 @@ WAIT_S = 0.5
 
 
 def relay_counts(endpoints: Sequence[str], keys: Path) -> list[dict[str, int]]:
-    """One relay's after the other, empty for one that does not answer; `keys` is a run's folder."""
+    """One relay's after the other, empty for one that does not answer.
+
+    `keys` is the folder with a run's keys. Raises InputError if there are none for relays over TCP.
+    """
+    is_on_tcp = any(endpoint.startswith("tcp:") for endpoint in endpoints)
+    own = PeerKeys.read(keys / PEER_FILE) if is_on_tcp else None
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    own = PeerKeys.read(keys / PEER_FILE)
     name = f"launcher-{os.getpid()}".encode()
     links = [Link(name, [endpoint], context, keys=own) for endpoint in endpoints]
     until = time.monotonic() + WAIT_S

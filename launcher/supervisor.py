@@ -217,7 +217,8 @@ class Supervisor:
                 self._read_events()
                 if self._story.outcome.get("state") == "finished":
                     self._wait_for_evaluations()
-            self._relay_counts = self._processes.relay_counts()
+            with contextlib.suppress(MayflyError):
+                self._relay_counts = self._processes.relay_counts()
         self._processes.stop_functions()
         self._forget_in_store()
         self._registry.close()

@@ -300,10 +300,16 @@ class _Peer:
 
     def _loop(self) -> None:
         spec, timing = self.spec, self.spec.timing
+        length, gradient_length = self._lengths
         shape = Shape.of(
-            *(spec.collective, spec.compress, spec.shards, spec.steps),
-            *self._lengths,
-            *(spec.segment_bytes, spec.seed),
+            spec.collective,
+            spec.compress,
+            shards=spec.shards,
+            steps=spec.steps,
+            length=length,
+            gradient_length=gradient_length,
+            segment_bytes=spec.segment_bytes,
+            seed=spec.seed,
         )
         core = self.core = Core(
             self.me,

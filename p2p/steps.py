@@ -151,7 +151,12 @@ class Steps:
             return
         shape = self.shape
         self.executor = Executor(
-            *(shape.schedule, shape.units, shape.length, self._memory, shape.packing, self.step)
+            shape.schedule,
+            shape.units,
+            shape.length,
+            self._memory,
+            shape.packing,
+            self.step,
         )
         self.executor.play(self.shards)
         self._sent.clear()

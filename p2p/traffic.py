@@ -23,8 +23,9 @@ class Traffic:
     received: int = 0
     malformed: int = 0
     refused: int = 0
-    """Connections and messages of strangers at this peer's own endpoints, or of peers that it has
-    let go of."""
+    """Messages at this peer's own endpoints of whom it does not know, or has let go of,"""
+    refused_keys: int = 0
+    """and connections there with another key than the run's."""
     gone: int = 0
     """Their bytes were not in their place any more."""
     asks: int = 0

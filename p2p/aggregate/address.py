@@ -28,7 +28,7 @@ class StoreAddress:
         with contextlib.suppress(ValueError):
             parts = urlsplit(with_password(url))
             if parts.scheme == "unix" and parts.path:
-                return cls(unquote(parts.path))
+                return cls(unquote(parts.path), parts.username or "", unquote(parts.password or ""))
             if parts.scheme == "redis" and parts.hostname and not parts.query:
                 return cls(
                     (parts.hostname, parts.port or DEFAULT_PORT),

@@ -6,7 +6,8 @@ very peer, is asked of the view each time, so a view change loses nothing: what 
 what is new is computed, what moved is sent again.
 
 Every node keeps its partial sums until the step is done, so an ask can be answered at any time.
-A peer that plays k shards therefore holds k vectors and the mean.
+A peer that plays k shards therefore holds k vectors and the mean, and of each, if it is packed, what
+it handed on.
 
 With a packing, what a node hands on is rounded first, also where the next node is of the same peer:
 the sum must not depend on who plays which node. The owner of a chunk rounds its total likewise.
@@ -133,8 +134,10 @@ class Executor:
         added = self._added.get(node)
         if (added is not None and place < added[unit]) or (round, unit, node) in self._parked:
             return False
-        values = np.frombuffer(payload, dtype=np.uint8)
-        self._parked[(round, unit, node)] = values if self._packs(unit) else values.view(np.float32)
+        values: Values = np.frombuffer(payload, dtype=np.uint8)
+        if self._packing_of(unit) is None:
+            values = values.view(np.float32)
+        self._parked[(round, unit, node)] = values
         self._advance(node, unit)
         return True
 
@@ -213,33 +216,36 @@ class Executor:
         size = 4 * (cut.stop - cut.start) if self._packing is None else self._packing.size(unit)
         return len(payload) == size
 
-    def _packs(self, unit: int) -> bool:
-        return self._packing is not None and self._packing.packs(unit)
+    def _packing_of(self, unit: int) -> Packing | None:
+        """None for one that travels as it is."""
+        packing = self._packing
+        return packing if packing is not None and packing.packs(unit) else None
 
     def _handed_on(self, node: int, unit: int, values: Vector) -> Values:
         """The sum of a node, or the total, as it travels."""
-        if self._packing is None or not self._packing.packs(unit):
+        packing = self._packing_of(unit)
+        if packing is None:
             return values
-        place = self._place(node, unit)
+        place = self._place(packing, node, unit)
         if (node, unit) not in self._is_packed:
             self._is_packed.add((node, unit))
-            self._packing.pack(unit, self._step, node, values, place)
+            packing.pack(unit, self._step, node, values, place)
         return place
 
-    def _place(self, node: int, unit: int) -> Bytes:
-        assert self._packing is not None
+    def _place(self, packing: Packing, node: int, unit: int) -> Bytes:
         packed = self._packed.get(node)
         if packed is None:
-            packed = self._packed[node] = self._memory.take(self._packing.length)
-        return self._packing.place(unit, packed)
+            packed = self._packed[node] = self._memory.take(packing.length)
+        return packing.place(unit, packed)
 
     def _receive_copy(self, unit: int, payload: bytes | memoryview) -> bool:
         """A total, as it travels; passed on as it is."""
-        if self._packing is None or not self._packing.packs(unit):
+        packing = self._packing_of(unit)
+        if packing is None:
             return self.receive_total(unit, payload)
         if self._have_total[unit] or not self._fits(unit, payload):
             return False
-        place = self._place(self.schedule.nodes, unit)
+        place = self._place(packing, self.schedule.nodes, unit)
         place[:] = np.frombuffer(payload, dtype=np.uint8)
         self._is_packed.add((self.schedule.nodes, unit))
         self._set_total(unit, place)
@@ -285,18 +291,20 @@ class Executor:
         return self._sums[node][cut.start : cut.stop]
 
     def _add(self, unit: int, values: Values, to: Vector) -> None:
-        if self._packing is None or not self._packing.packs(unit):
+        packing = self._packing_of(unit)
+        if packing is None:
             np.add(to, values, out=to)
         else:
-            self._packing.add(values.view(np.uint8), to)
+            packing.add(values.view(np.uint8), to)
 
     def _set_total(self, unit: int, values: Values) -> None:
         cut = self.units[unit]
         mean = self.mean[cut.start : cut.stop]
-        if self._packing is None or not self._packing.packs(unit):
+        packing = self._packing_of(unit)
+        if packing is None:
             mean[:] = values
         else:
-            self._packing.unpack(values.view(np.uint8), mean)
+            packing.unpack(values.view(np.uint8), mean)
         self._spread_total(unit)
 
     def _spread_total(self, unit: int) -> None:

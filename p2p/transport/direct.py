@@ -25,7 +25,7 @@ import zmq
 from fault.records import Peer
 from p2p.messages import Hello, Message, Segment, StatePart, Total
 from p2p.traffic import Traffic
-from p2p.transport.keys import REFUSALS, Gate, PeerKeys, dial
+from p2p.transport.keys import Gate, PeerKeys, dial
 from p2p.transport.link import BULK_LIMIT_MESSAGES, COPY_BELOW_BYTES, received_frame
 from p2p.transport.relay import (
     HANDSHAKE_MS,
@@ -101,12 +101,11 @@ class DirectLinks:
         """What comes here was authenticated, or never left the host."""
         self._keys = keys
         self._gate: Gate | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
         if keys is not None and not self._is_local:
             self._gate = Gate(context, keys.public)
             self._gate.guard(self._router, keys.secret)
-            self._monitor = self._router.get_monitor_socket(REFUSALS)
         for endpoint in binds:
+            self._router.ipv6 = "[" in endpoint
             try:
                 self._router.bind(endpoint)
             except zmq.ZMQError as error:
@@ -157,7 +156,8 @@ class DirectLinks:
             self._knock(peer, link, now)
 
     def tick(self, now: float) -> None:
-        self._count_refusals()
+        if self._gate is not None:
+            self.traffic.refused_keys = self._gate.refused
         for peer in [*self._waiting]:
             link = self._outgoing.get(peer)
             if link is None:
@@ -222,7 +222,6 @@ class DirectLinks:
             self._close(peer)
         self._poller.unregister(self._router)
         if self._gate is not None:
-            self._router.disable_monitor()
             self._gate.close()
         self._router.close(linger=0)
         for endpoint in self.endpoints:
@@ -307,6 +306,7 @@ class DirectLinks:
         dealer.setsockopt(zmq.ROUTING_ID, self.me.encode())
         if self._keys is not None and not endpoint.startswith(IPC):
             dial(dealer, self._keys, self._keys.public)
+        dealer.ipv6 = "[" in endpoint
         try:
             dealer.connect(endpoint)
         except zmq.ZMQError:
@@ -314,11 +314,6 @@ class DirectLinks:
             return None
         self._poller.register(dealer, zmq.POLLIN)
         return dealer
-
-    def _count_refusals(self) -> None:
-        while self._monitor is not None and self._monitor.poll(0):
-            self._monitor.recv_multipart()
-            self.traffic.refused += 1
 
     def _close(self, peer: Peer) -> None:
         link = self._outgoing.pop(peer, None)

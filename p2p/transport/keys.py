@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.z85 import Z85CHARS
 
 from fault.errors import InputError
 
@@ -30,13 +31,8 @@ KEYS_VARIABLE = "MAYFLY_KEYS"
 """The environment of a peer has the path of its key file here."""
 KEY_LENGTH = 40
 """Characters: 32 bytes in Z85."""
+_Z85 = frozenset(Z85CHARS.decode())
 DOMAIN = b"mayfly"
-REFUSALS = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-"""What a socket's monitor says of one that was not let in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +53,11 @@ class _KeyFile:
             raise InputError(f"others can read the key file {file}: 'chmod 600 {file}' first")
         names = {each.name for each in fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
-            raise InputError(f"{file} is no {cls.__name__} file, as 'p2p-launch keys' writes them")
-        if not all(isinstance(key, str) and len(key) == KEY_LENGTH for key in values.values()):
-            raise InputError(f"{file}: a key is {KEY_LENGTH} characters long")
+            raise InputError(f"{file} is no such key file as 'p2p-launch keys' writes")
+        if not all(map(_is_key, values.values())):
+            raise InputError(f"{file}: a key has {KEY_LENGTH} characters of Z85")
+        if zmq.curve_public(values["secret"].encode()) != values["public"].encode():
+            raise InputError(f"{file}: its secret key does not belong to its public one")
         return cls(**values)
 
     def write(self, file: Path) -> None:
@@ -70,6 +68,10 @@ class _KeyFile:
             raise InputError(f"the key file {file}: {error.strerror}") from None
         with os.fdopen(descriptor, "w") as out:
             json.dump(asdict(self), out, indent=1)
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == KEY_LENGTH and set(value) <= _Z85
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +139,11 @@ def dial(socket: zmq.Socket[bytes], keys: PeerKeys, server: str) -> None:
 class Gate:
     """Lets in whoever has the secret key of `allowed`, at all sockets of `context` that `guard`.
 
-    A thread answers for it; without it nobody is let in.
+    A thread answers for it; without it nobody is let in. `refused` counts those with another key.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: str) -> None:
+        self.refused = 0
         self._allowed = allowed.encode()
         log = logging.getLogger("mayfly.keys")
         log.addHandler(logging.NullHandler())
@@ -150,8 +153,10 @@ class Gate:
         self._authenticator.configure_curve_callback(DOMAIN.decode(), self)
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Asked for every connection whose handshake went well; `key` is its public key."""
-        return key == self._allowed
+        """Asked for every connection that has proved to have the secret of this public key."""
+        is_allowed = key == self._allowed
+        self.refused += not is_allowed
+        return is_allowed
 
     def guard(self, socket: zmq.Socket[bytes], secret: str) -> None:
         """Has a socket, before it binds, take CURVE connections only."""

@@ -69,6 +69,7 @@ class Link:
             _configure(dealer, identity, limit_messages)
             if keys is not None and endpoint.startswith("tcp://"):
                 dial(dealer, keys, keys.relay)
+            dealer.ipv6 = "[" in endpoint
             dealer.connect(endpoint)
             self._poller.register(dealer, zmq.POLLIN)
 

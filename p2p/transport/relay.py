@@ -41,7 +41,7 @@ from zmq.utils.monitor import recv_monitor_message
 from fault.errors import InputError, MayflyError
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.hosts import is_loopback
-from p2p.transport.keys import REFUSALS, Gate, RelayKeys
+from p2p.transport.keys import Gate, RelayKeys
 
 RELAY = b"relay"
 """The identity that the relay itself answers to."""
@@ -61,12 +61,17 @@ FRAMES_LIMIT = 8
 BATCH_MESSAGES = 256
 IPC_PATH_LIMIT = 107
 QUEUES_SWEPT_ABOVE = 256
+REFUSALS = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 
 
 @dataclass(slots=True)
 class Counters:
-    """Since the relay started. `peers` is the number of open connections, each peer having two;
-    `refused` connections did not get past their handshake."""
+    """Since the relay started. `peers` is the number of open connections, of which each peer has
+    two; `refused` is how many handshakes failed."""
 
     messages: int = 0
     bytes: int = 0
@@ -160,7 +165,12 @@ class Relay:
                 handler()
 
     def close(self) -> None:
+        # a full monitor would hold up ZeroMQ's own thread, and that this one
+        for endpoint in self.endpoints:
+            self._router.unbind(endpoint)
+        self._count_connections()
         self._router.disable_monitor()
+        self._monitor.close(linger=0)
         self._router.close(linger=0)
         if self._gate is not None:
             self._gate.close()
@@ -182,6 +192,7 @@ class Relay:
                 f"the relay cannot listen on {endpoint}: others could reach it and speak as any "
                 "peer; give it --keys, as 'p2p-launch keys' makes them, or a loopback address"
             )
+        self._router.ipv6 = "[" in endpoint
         try:
             self._router.bind(endpoint)
         except zmq.ZMQError as error:
@@ -255,7 +266,7 @@ class Relay:
 
     def _count_connections(self) -> None:
         with suppress(zmq.Again):
-            while True:
+            for _ in range(BATCH_MESSAGES):
                 event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
                 if event["event"] == zmq.EVENT_ACCEPTED:
                     self._connections.add(int(event["value"]))

@@ -22,6 +22,7 @@ def test_the_file_is_read_where_the_password_is_needed(file: Path) -> None:
     assert with_password(url) == "redis://anna:p%3Aa%2Fs%40s%3F@h:1/2"
     assert with_password("redis://h:1/2") == "redis://h:1/2"
     assert with_password(f"rediss://h?db=1&password_file={file}").endswith("@h?db=1")
+    assert with_password(f"unix:///s?password_file={file}") == "unix://:p%3Aa%2Fs%40s%3F@/s"
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,9 @@ def test_the_file_is_read_where_the_password_is_needed(file: Path) -> None:
         ("redis://:sec/ret@h", "redis://h"),
         ("redis://:secret@[", "redis://["),
         ("unix:///a@b/s", "unix:///a@b/s"),
+        ("unix://:secret@/s", "unix:///s"),
+        ("redis://:se?cret@h", "redis://h"),
+        ("redis://h?password_file=/a@b", "redis://h"),
         ("h", "h"),
     ],
 )
@@ -40,7 +44,10 @@ def test_what_is_shown_has_no_password(url: str, shown: str) -> None:
 
 def test_a_password_among_the_arguments_is_refused(file: Path) -> None:
     """The message says what to write instead, and does not repeat the password."""
-    for url in ("redis://:secret@h", "redis://u:secret@h:1", "redis://h?password=secret"):
+    for url in (
+        *("redis://:secret@h", "redis://u:secret@h:1", "redis://h?password=secret"),
+        *("redis://:?secret@h", "redis://:/secret@h", "redis://:#secret@h", "unix://:secret@/s"),
+    ):
         with pytest.raises(InputError, match=r"password_file=FILE") as raised:
             checked("--store", url)
         assert "secret" not in str(raised.value)
@@ -48,9 +55,11 @@ def test_a_password_among_the_arguments_is_refused(file: Path) -> None:
 
 def test_the_file_is_found_from_any_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
-    kept = checked("--store", "redis://h?password_file=pass%20word")
+    kept = checked("--store", "redis://h?db=3&password_file=pass%20word")
     monkeypatch.chdir("/")
-    assert with_password(kept) == "redis://:p%3Aa%2Fs%40s%3F@h"
+    assert with_password(kept) == "redis://:p%3Aa%2Fs%40s%3F@h?db=3"
+    for url in ("redis://anna@h:1/2", "unix:///a:b@c/s", "rediss://h?ssl_ca_certs=/c"):
+        assert checked("--store", url) == url
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n", b"\xff\xfe"])

@@ -141,6 +141,7 @@ def test_options_that_make_no_sense_start_nothing(job: Path, home: Path) -> None
         (("--relay-listen", "7700"), "HOST:PORT"),
         (("--relay-listen", "192.0.2.7:65535", "--relays", "2"), "HOST:PORT"),
         (("--relay-listen", "0.0.0.0:7700"), "address at which peers reach"),
+        (("--relay-listen", "relay.example:7700"), "address at which peers reach"),
         (("--keys", "/no/such"), "/no/such"),
         (("--aggregate", "database", "--store", "redis://[::1:7"), "is no store"),
     ):

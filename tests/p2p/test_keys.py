@@ -56,11 +56,11 @@ def peer(folder: Path) -> PeerKeys:
     return PeerKeys.read(folder / PEER_FILE)
 
 
-@pytest.fixture
-def endpoint(folder: Path) -> Iterator[str]:
+@pytest.fixture(params=["127.0.0.1", "[::1]"])
+def endpoint(folder: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """A relay's, in a process of its own."""
     ready = folder / "ready"
-    command = [sys.executable, "-m", "p2p.transport.relay", "--bind", "tcp://127.0.0.1:*"]
+    command = [sys.executable, "-m", "p2p.transport.relay", "--bind", f"tcp://{request.param}:*"]
     command += ["--keys", str(folder / RELAY_FILE), "--ready-file", str(ready)]
     process = subprocess.Popen(command)
     until = time.monotonic() + 20
@@ -128,6 +128,7 @@ def test_a_stranger_gets_nowhere(
     dealer = context.socket(zmq.DEALER)
     dealer.setsockopt(zmq.ROUTING_ID, b"two")
     dealer.setsockopt(zmq.RECONNECT_IVL, 20)
+    dealer.ipv6 = True
     stranger(dealer, peer)
     dealer.connect(endpoint)
     dealer.send_multipart([b"one", b"forged"])
@@ -148,14 +149,18 @@ def test_a_stranger_gets_nowhere(
 def test_bytes_that_are_no_zeromq_harm_nobody(
     endpoint: str, peer: PeerKeys, context: zmq.Context[Socket]
 ) -> None:
-    one = Link(b"one", [endpoint], context, keys=peer)
-    host, port = endpoint.removeprefix("tcp://").split(":")
+    one, two = (Link(name, [endpoint], context, keys=peer) for name in (b"one", b"two"))
+    stats(two)
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00"
     for sent in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), greeting + b"CURVE" + bytes(100)):
-        with socket.create_connection((host, int(port))) as raw:
+        with socket.create_connection((host.strip("[]"), int(port))) as raw:
             raw.sendall(sent)
-    assert stats(one)["peers"] >= 1
+    stats(one)
+    one.send(b"two", [b"as ever"])
+    assert received(two) == (b"one", [b"as ever"])
     one.close()
+    two.close()
 
 
 class End:
@@ -180,7 +185,7 @@ class End:
 
     def close(self) -> None:
         self.links.close()
-        self.context.destroy(linger=0)
+        self.context.term()  # which waits for every socket
 
 
 def test_direct_links_are_for_the_runs_peers_only(peer: PeerKeys) -> None:
@@ -198,16 +203,21 @@ def test_direct_links_are_for_the_runs_peers_only(peer: PeerKeys) -> None:
             a.look(), b.look()
         while b.look() != [("a", beat)]:
             assert time.monotonic() < until
-        assert b.traffic.refused == 0
+        assert b.traffic.refused_keys == 0
         for name, stranger in zip("cd", strangers, strict=True):
             hello = b.links.hello(name, 0.0)
             assert hello is not None
-            before = b.traffic.refused
-            while b.traffic.refused == before:
-                assert time.monotonic() < until + 10, "it was not counted"
+            for _ in range(20):
                 stranger.links.on_hello("b", hello, time.monotonic())
                 assert stranger.look() == [] and b.look() == []
             assert not stranger.links.send("b", beat)
+        knows_more = b.context.socket(zmq.DEALER)  # the run's public key, which is no secret
+        dial(knows_more, new_keys()[1], peer.public)
+        knows_more.connect(b.links.endpoints[0])
+        while b.traffic.refused_keys == 0:
+            assert time.monotonic() < until + 10, "it was not counted"
+            b.look()
+        knows_more.close(linger=0)
         assert a.links.send("b", beat)
         while b.look() != [("a", beat)]:
             assert time.monotonic() < until + 20
@@ -248,6 +258,8 @@ def spoilt(text: str) -> list[str]:
         json.dumps({**values, "more": "x" * 40}),
         json.dumps({**values, "public": 7}),
         json.dumps({**values, "secret": values["secret"][1:]}),
+        json.dumps({**values, "relay": " " * 40}),
+        json.dumps({**values, "secret": new_keys()[1].secret}),
     ]
 
 
@@ -261,7 +273,7 @@ def test_a_file_that_is_no_key_file_is_an_error(folder: Path) -> None:
             PeerKeys.read(file)
         assert json.loads(good)["secret"][1:] not in str(raised.value)
     file.write_text(good)
-    with pytest.raises(InputError, match=r"as 'p2p-launch keys' writes them"):
+    with pytest.raises(InputError, match=r"as 'p2p-launch keys' writes"):
         RelayKeys.read(file)
     file.chmod(0o640)
     with pytest.raises(InputError, match="others can read"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,16 @@ def run(home: Path) -> Play:
         return play(work.job, home, f"{name}-{work}", [*work.options, *options], faults)
 
     return start
+
+
+@pytest.fixture
+def relay_address() -> str:
+    """Where two relays may listen."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port: int = first.getsockname()[1]
+        with suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
+            return f"127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="session")
