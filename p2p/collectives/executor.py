@@ -6,8 +6,8 @@ very peer, is asked of the view each time, so a view change loses nothing: what 
 what is new is computed, what moved is sent again.
 
 Every node keeps its partial sums until the step is done, so an ask can be answered at any time.
-A peer that plays k shards therefore holds k vectors and the mean, and of each, if it is packed, what
-it handed on.
+A peer that plays k shards therefore holds k vectors and the mean, and, if they are packed, of each
+what it handed on.
 
 With a packing, what a node hands on is rounded first, also where the next node is of the same peer:
 the sum must not depend on who plays which node. The owner of a chunk rounds its total likewise.
