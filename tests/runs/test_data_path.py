@@ -12,7 +12,7 @@ from chaos.live import Kill, KillPart, Result, Workload
 from p2p.spec import COLLECTIVES, COMPRESSIONS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-STEPS = {"digits": 900, "charlm": 160}
+STEPS = {"digits": 240, "charlm": 120}
 LIFE_S = "6"
 IN_EVERY_TEST_RUN = {("digits", "direct", "int8", "overlap")}
 Play = Callable[..., Result]
