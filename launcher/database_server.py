@@ -105,7 +105,14 @@ class DatabaseServer:
         return self._process.pid if self._process is not None else 0
 
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        process = self._process
+        if process is None or process.returncode is not None:
+            return False
+        # not Popen.poll, which knows nothing while another thread is in it
+        try:
+            return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     def start(self, seconds: float = 15.0) -> None:
         """Starts the server and waits until it answers.

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -109,6 +110,16 @@ def test_a_killed_server_keeps_what_it_acknowledged(own_server: RegistryServer) 
     assert registry.spec() == "the spec" and registry.admit_hardware("another") == "probe"
     assert not registry.create("the spec", 2)
     assert not registry.event("note", "1", {"loss": 0.5})
+
+
+def test_a_dead_server_is_known_to_be_dead(own_server: RegistryServer) -> None:
+    """Also while another thread is about to wait for it, when Popen.poll says nothing."""
+    process: Any = own_server._process
+    with process._waitpid_lock:
+        kill(own_server)
+        assert not own_server.alive()
+    own_server.start()
+    assert Registry(own_server.socket, "run", TIMING).read().view is None
 
 
 def test_no_acknowledged_event_is_lost_in_the_middle_of_a_stream(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,9 @@ from chaos.live import Kill, KillPart, Result, Workload
 from p2p.spec import COLLECTIVES, COMPRESSIONS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-STEPS = {"digits": 240, "charlm": 120}
-LIFE_S = "6"
-IN_EVERY_TEST_RUN = {("digits", "direct", "int8", "overlap")}
+STEPS = {"digits": 250, "charlm": 160}
+LIFE_S = "8"
+"""Less, and two tests at once on two cores do little else than hand over."""
 Play = Callable[..., Result]
 Reference = Callable[[str, str, str], Result]
 
@@ -36,14 +35,12 @@ def calm(run: Play) -> Reference:
     return look_up
 
 
+@pytest.mark.acceptance
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(
-    ("example", "collective", "compress", "overlap"),
-    [
-        pytest.param(*each, marks=[] if each in IN_EVERY_TEST_RUN else [pytest.mark.acceptance])
-        for each in product(STEPS, COLLECTIVES, COMPRESSIONS, ("overlap", "no-overlap"))
-    ],
-)
+@pytest.mark.parametrize("overlap", ["overlap", "no-overlap"])
+@pytest.mark.parametrize("compress", COMPRESSIONS)
+@pytest.mark.parametrize("collective", COLLECTIVES)
+@pytest.mark.parametrize("example", list(STEPS))
 def test_faults_change_not_one_bit(
     example: str, collective: str, compress: str, overlap: str, run: Play, calm: Reference
 ) -> None:
@@ -75,11 +72,12 @@ def test_the_way_of_the_bytes_does_not_show(
     result = run(work, f"int8-{links}", Kill(30, (1,)), options=options)
     assert result.weights == calm("digits", "direct", "int8").weights
     handovers = result.summary["handovers"]
-    assert handovers >= 1 and result.summary["deaths"] == 1
+    assert handovers >= 1 and result.summary["deaths"] >= 1
     logs = (Path(result.summary["folder"]) / "logs" / "functions").glob("*.log")
     assert sum(log.read_text().count("\nREPORT ") for log in logs) >= handovers
 
 
+@pytest.mark.acceptance
 def test_compression_changes_the_result_and_says_how_much_it_saves(calm: Reference) -> None:
     """Otherwise the other tests of it would prove nothing."""
     plain, packed = (calm("digits", "direct", compress) for compress in ("none", "int8"))
