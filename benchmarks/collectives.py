@@ -21,7 +21,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any
 
 from benchmarks.floors import Rates, measure_rates
 from benchmarks.report import finish, say, surroundings, table, unwind_when_terminated
+from benchmarks.shaped import Star
 from p2p.transport.keys import PEER_FILE, new_keys, write_keys
 
 PROCESSES = (2, 4, 8)
@@ -69,17 +69,21 @@ PLAIN = ("host", "tcp", "relay")
 class Group:
     """The processes that sum together, ready for any number of vectors.
 
-    `machines` are the network namespaces of each.
+    In a `star`, each is on a machine of its own, and listens there.
     """
 
-    def __init__(self, size: int, *options: str, machines: Sequence[str] = ()) -> None:
-        inside = [["ip", "netns", "exec", each] for each in machines] or [[]] * size
+    def __init__(self, size: int, *options: str, star: Star | None = None) -> None:
+        before: list[list[str]] = [[] for _ in range(size)]
+        after: list[list[str]] = [[] for _ in range(size)]
+        if star is not None:
+            before = [["ip", "netns", "exec", each] for each in star.namespaces]
+            after = [["--direct", f"tcp://{host}:*"] for host in star.hosts]
         self._processes = [
             subprocess.Popen(
                 [
-                    *inside[rank],
+                    *before[rank],
                     *(sys.executable, "-m", "benchmarks.reducing"),
-                    *("--rank", str(rank), "--size", str(size), *options),
+                    *("--rank", str(rank), "--size", str(size), *options, *after[rank]),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -38,6 +38,7 @@ def train(example: str, steps: int, compress: str, home: Path) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument("--steps", type=int, default=0, help="other than each example's own")
     parser.add_argument("--examples", nargs="*", default=[*EXAMPLES], choices=[*EXAMPLES])
     options = parser.parse_args()
     unwind_when_terminated()
@@ -45,7 +46,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as home:
         for example in options.examples:
-            steps = EXAMPLES[example]
+            steps = options.steps or EXAMPLES[example]
             found[example] = {"steps": steps}
             for compress in COMPRESSIONS:
                 summary = train(example, steps, compress, Path(home))

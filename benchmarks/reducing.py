@@ -71,7 +71,7 @@ class Mayfly:
         for each in (*self._link.sockets(), 0):
             self._poller.register(each, zmq.POLLIN)
         self._pool = Pool()
-        binds = [direct.format(rank, one=rank + 1)] if direct else []
+        binds = [direct.format(rank)] if direct else []
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._direct = DirectLinks(
             self.me, binds, context, self._poller, self._wire, self._pool, Traffic(), keys
@@ -200,9 +200,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--gloo", metavar="FILE")
     parser.add_argument("--relay", action="append")
-    parser.add_argument(
-        "--direct", default="", help="where it listens; {} is its rank, {one} the next"
-    )
+    parser.add_argument("--direct", default="", help="where it listens itself; {} is its rank")
     parser.add_argument("--collective", default="ring")
     parser.add_argument("--compress", default="none")
     parser.add_argument("--keys", type=Path)

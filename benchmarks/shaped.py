@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from types import TracebackType
+from typing import Self
 
 NAMESPACE = "mayfly-far"
 NEAR, FAR = "mayfly-near", "mayfly-farside"
@@ -23,7 +24,34 @@ def why_not() -> str:
     return f"there is no {' and no '.join(missing)} here (package iproute2)" if missing else ""
 
 
-class Shaped:
+class _Network:
+    """Laid when entered, removed when left; what a killed benchmark left is removed first."""
+
+    def __enter__(self) -> Self:
+        self._remove()
+        try:
+            self._lay()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._remove()
+
+    def _lay(self) -> None:
+        raise NotImplementedError
+
+    def _remove(self) -> None:
+        raise NotImplementedError
+
+
+class Shaped(_Network):
     """Both directions of the link carry so many megabits per second."""
 
     namespace = NAMESPACE
@@ -32,40 +60,25 @@ class Shaped:
     def __init__(self, megabit: int) -> None:
         self._megabit = megabit
 
-    def __enter__(self) -> Shaped:
-        self._remove()  # of a benchmark that was killed
-        inside = f"ip -n {NAMESPACE}"
-        shape = _shape(self._megabit)
-        try:
-            _run(
-                f"ip netns add {NAMESPACE}",
-                f"ip link add {NEAR} type veth peer name {FAR} netns {NAMESPACE}",
-                f"ip addr add {NEAR_HOST}/30 dev {NEAR}",
-                f"ip link set {NEAR} up",
-                f"{inside} addr add {FAR_HOST}/30 dev {FAR}",
-                f"{inside} link set {FAR} up",
-                f"{inside} link set lo up",
-                f"tc qdisc add dev {NEAR} {shape}",
-                f"ip netns exec {NAMESPACE} tc qdisc add dev {FAR} {shape}",
-            )
-        except BaseException:
-            self._remove()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._remove()
+    def _lay(self) -> None:
+        inside, shape = f"ip -n {NAMESPACE}", _shape(self._megabit)
+        _run(
+            f"ip netns add {NAMESPACE}",
+            f"ip link add {NEAR} type veth peer name {FAR} netns {NAMESPACE}",
+            f"ip addr add {NEAR_HOST}/30 dev {NEAR}",
+            f"ip link set {NEAR} up",
+            f"{inside} addr add {FAR_HOST}/30 dev {FAR}",
+            f"{inside} link set {FAR} up",
+            f"{inside} link set lo up",
+            f"tc qdisc add dev {NEAR} {shape}",
+            f"ip netns exec {NAMESPACE} tc qdisc add dev {FAR} {shape}",
+        )
 
     def _remove(self) -> None:
         _try(f"ip link del {NEAR}", f"ip netns del {NAMESPACE}")
 
 
-class Star:
+class Star(_Network):
     """So many machines, each with a link to one switch that carries so much in each direction."""
 
     def __init__(self, machines: int, megabit: int) -> None:
@@ -73,38 +86,22 @@ class Star:
         self.hosts = [f"10.254.78.{1 + number}" for number in range(machines)]
         self._megabit = megabit
 
-    def __enter__(self) -> Star:
-        self._remove()
+    def _lay(self) -> None:
         shape = _shape(self._megabit)
-        try:
-            _run(f"ip link add {SWITCH} type bridge", f"ip link set {SWITCH} up")
-            for number, (namespace, host) in enumerate(
-                zip(self.namespaces, self.hosts, strict=True)
-            ):
-                inside, port = f"ip -n {namespace}", f"mayfly-port-{number}"
-                _run(
-                    f"ip netns add {namespace}",
-                    f"ip link add {port} type veth peer name uplink netns {namespace}",
-                    f"ip link set {port} master {SWITCH}",
-                    f"ip link set {port} up",
-                    f"{inside} addr add {host}/24 dev uplink",
-                    f"{inside} link set uplink up",
-                    f"{inside} link set lo up",
-                    f"tc qdisc add dev {port} {shape}",
-                    f"ip netns exec {namespace} tc qdisc add dev uplink {shape}",
-                )
-        except BaseException:
-            self._remove()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._remove()
+        _run(f"ip link add {SWITCH} type bridge", f"ip link set {SWITCH} up")
+        for number, (namespace, host) in enumerate(zip(self.namespaces, self.hosts, strict=True)):
+            inside, port = f"ip -n {namespace}", f"mayfly-port-{number}"
+            _run(
+                f"ip netns add {namespace}",
+                f"ip link add {port} type veth peer name uplink netns {namespace}",
+                f"ip link set {port} master {SWITCH}",
+                f"ip link set {port} up",
+                f"{inside} addr add {host}/24 dev uplink",
+                f"{inside} link set uplink up",
+                f"{inside} link set lo up",
+                f"tc qdisc add dev {port} {shape}",
+                f"ip netns exec {namespace} tc qdisc add dev uplink {shape}",
+            )
 
     def _remove(self) -> None:
         _try(*[f"ip netns del {namespace}" for namespace in self.namespaces])

@@ -68,10 +68,9 @@ def measure(star: Star, collective: str, compress: str, samples: int) -> list[fl
     with tempfile.TemporaryDirectory() as folder, Relay(Path(folder)) as relay:
         # the relay, through which links are made, has a Unix socket, which no link shapes
         options = ["--relay", relay.endpoint, "--collective", collective, "--compress", compress]
-        options += ["--direct", "tcp://10.254.78.{one}:*"]
         write_keys(new_keys(), Path(folder))
         options += ["--keys", str(Path(folder) / PEER_FILE)]
-        with Group(MACHINES, *options, machines=star.namespaces) as group:
+        with Group(MACHINES, *options, star=star) as group:
             group.prepare(SIZES["47MB"])
             group.sample(1)
             return [group.sample(1) for _ in range(samples)]

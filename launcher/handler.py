@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.logs import beginning
 from launcher.platform import EVALUATION_SUFFIX, WORKER_SUFFIX, Platform
-from p2p.peer import Invocation, live
+from p2p.invocation import Invocation
+from p2p.peer import live
 
 if TYPE_CHECKING:
     from p2p.evaluation import Evaluator
@@ -21,7 +22,7 @@ _evaluator: Evaluator | None = None
 
 
 def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Lives one invocation; the event is `p2p.peer.event_payload`."""
+    """Lives one invocation; the event is `p2p.invocation.event_payload`."""
     global _start
     start, _start = _start or _first_start(), "warm"
     # `p2p-launch logs --slot` finds by this line which slot a log is about
@@ -57,7 +58,7 @@ def work(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
 
 def evaluate(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Evaluates one state; the event is `p2p.peer.evaluation_payload`."""
+    """Evaluates one state; the event is `p2p.invocation.evaluation_payload`."""
     global _evaluator
     if _evaluator is None:
         from p2p.evaluation import Evaluator

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fault.registry import Registry
 from launcher.platform import Platform
-from p2p.peer import event_payload
+from p2p.invocation import event_payload
 
 
 def invite(

@@ -15,6 +15,7 @@ from p2p.transport.link import Link
 from p2p.transport.relay import RELAY, STATS
 
 WAIT_S = 0.5
+GLANCE_S = 0.005
 
 
 def relay_counts(endpoints: Sequence[str], keys: Path) -> list[dict[str, int]]:
@@ -27,24 +28,17 @@ def relay_counts(endpoints: Sequence[str], keys: Path) -> list[dict[str, int]]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     name = f"launcher-{os.getpid()}".encode()
     links = [Link(name, [endpoint], context, keys=own) for endpoint in endpoints]
+    counts: list[dict[str, int]] = [{} for _ in links]
+    asked = [False for _ in links]
     until = time.monotonic() + WAIT_S
-    try:
-        return [_asked(link, until) for link in links]
-    finally:
-        for link in links:
-            link.close()
-        context.term()
-
-
-def _asked(link: Link, until: float) -> dict[str, int]:
-    while not link.send(RELAY, [STATS]):
-        if time.monotonic() > until:
-            return {}
-        time.sleep(0.01)
-    while (left := until - time.monotonic()) > 0:
-        link.wait(int(1000 * left) + 1)
-        message = link.receive()
-        if message is not None and message[0] == RELAY:
-            counts: dict[str, int] = msgpack.unpackb(message[1][0])
-            return counts
-    return {}
+    while not all(counts) and time.monotonic() < until:
+        for number, link in enumerate(links):
+            asked[number] = asked[number] or link.send(RELAY, [STATS])
+            answer = link.receive()
+            if answer is not None and answer[0] == RELAY:
+                counts[number] = msgpack.unpackb(answer[1][0])
+        time.sleep(GLANCE_S)
+    for link in links:
+        link.close()
+    context.term()
+    return counts

@@ -170,7 +170,7 @@ def summarize(
     story: Story,
     plan: dict[str, Any],
     folder: str,
-    relays: Sequence[Mapping[str, int]] = (),
+    relays: Sequence[dict[str, int]] = (),
 ) -> dict[str, Any]:
     """The one JSON object that `run --json` ends with. `relays` is what each has counted."""
     outcome = story.outcome
@@ -203,7 +203,7 @@ def summarize(
             kind: [stall for stall in found if stall is not None] for kind, found in stalls.items()
         },
         "traffic": total_traffic(story),
-        "relays": [dict(each) for each in relays],
+        "relays": list(relays),
         "folder": folder,
         "error": outcome.get("error", ""),
         "reason": outcome.get("reason", ""),

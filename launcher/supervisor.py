@@ -47,7 +47,7 @@ from launcher.revival import Boots, Revival, Standstill
 from launcher.summary import Story, summarize
 from p2p.aggregate.storing import forget_run
 from p2p.core import verdict_on
-from p2p.peer import evaluation_payload
+from p2p.invocation import evaluation_payload
 from p2p.spec import RunSpec
 
 POLL_S = 0.25

@@ -17,8 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import zmq
@@ -31,6 +30,7 @@ from p2p.actions import Send
 from p2p.aggregate.places import WorkerInvocation
 from p2p.boot import BootWatch
 from p2p.core import Core
+from p2p.invocation import Invocation, evaluation_payload
 from p2p.messages import KINDS, Ask, Hello, Message, Segment, StatePart, Total, ViewIs
 from p2p.registrar import Registrar
 from p2p.spec import RunSpec
@@ -38,7 +38,7 @@ from p2p.steps import Shape
 from p2p.traffic import Traffic
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
-from p2p.transport.keys import KEYS_VARIABLE, PeerKeys
+from p2p.transport.keys import PeerKeys
 from p2p.transport.link import ControlAndBulk
 from p2p.transport.shared import Pool
 from p2p.transport.wire import Malformed, WireFormat
@@ -55,48 +55,6 @@ LAST_WORDS_MS = 200
 BOOT_REGISTRY_TIMEOUT_S = 2.0
 
 Call = Callable[[Core, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Invocation:
-    """What a function was started with. `deadline` is in seconds of `time.monotonic`."""
-
-    run: str
-    slot: int
-    generation: int
-    token: str
-    registry: str
-    folder: str
-    predecessor: str = ""
-    deadline: float = float("inf")
-    start: str = "cold"
-    """cold, warm or restored."""
-
-    def another(self, slot: int, generation: int, token: str, predecessor: Peer) -> dict[str, Any]:
-        """The event for another function of the same run."""
-        return event_payload(
-            self.run, slot, generation, token, self.registry, self.folder, predecessor
-        )
-
-
-def event_payload(
-    run: str, slot: int, generation: int, token: str, registry: str, folder: str, predecessor: str
-) -> dict[str, Any]:
-    """The event that starts a function; the handler reads the same names."""
-    return {
-        "run": run,
-        "slot": slot,
-        "generation": generation,
-        "token": token,
-        "registry": registry,
-        "folder": folder,
-        "predecessor": predecessor,
-    }
-
-
-def evaluation_payload(run: str, registry: str, step: int) -> dict[str, Any]:
-    """The event that has a state evaluated; the handler reads the same names."""
-    return {"run": run, "registry": registry, "step": step}
 
 
 def live(invocation: Invocation, invoke: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -119,14 +77,6 @@ def live(invocation: Invocation, invoke: Callable[[dict[str, Any]], None]) -> di
         registry.close()
         return {"peer": me, "reason": "the grant is taken, replaced or expired"}
     return _Peer(me, invocation, spec, text, registry, invoke).live()
-
-
-def _own_keys() -> PeerKeys:
-    """Raises Refused where there are none."""
-    file = os.environ.get(KEYS_VARIABLE, "")
-    if not file:
-        raise Refused(f"this run is closed to strangers: set {KEYS_VARIABLE} to its peer.key")
-    return PeerKeys.read(Path(file))
 
 
 class _Peer:
@@ -227,7 +177,7 @@ class _Peer:
         try:
             self.spec.check_versions()
             if self.spec.is_on_tcp:
-                self._keys = _own_keys()
+                self._keys = PeerKeys.of_this_process()
             probe = computer.build()
             self._admit(probe)
         except MayflyError as error:

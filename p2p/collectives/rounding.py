@@ -21,18 +21,19 @@ from p2p.collectives.memory import Bytes, Vector
 NOISE_PERIOD = 1 << 16
 BLOCK = 256
 """Elements with one scale."""
-LARGEST = 127
+ONE_SQUARED = 254
+"""Two scales' exponents, as they are stored, add up to this if the product of the scales is 1."""
 NOT_FINITE = 255
 """In place of a scale: something in the block is infinite or no number."""
 
 _PERMUTATION = np.random.default_rng(0).permutation(NOISE_PERIOD)
 _MANTISSA_BITS = 23
 _INFINITY_BITS = 0x7F800000
+_UP_FROM_127_64THS = 0x800000 - 0x7E0001
+"""Added to a float32's bits, it makes a mantissa of more than 127/64 one of the next exponent."""
 _SCALE_OF = np.append(
     (np.arange(NOT_FINITE, dtype=np.int32) << _MANTISSA_BITS).view(np.float32), np.float32(np.nan)
 )
-
-
 N = TypeVar("N", np.float32, np.uint32)
 
 
@@ -114,9 +115,8 @@ class Int8:
             given, scaled = _matrix(values[cut]), _matrix(room[cut])
             peaks = torch.abs(given, out=scaled).amax(1).numpy()
             out[rows] = stored = _exponents(peaks)
-            torch.addcmul(
-                _matrix(chances[cut]), given, _column(_SCALE_OF[254 - stored]), out=scaled
-            )
+            reciprocals = _column(_SCALE_OF[ONE_SQUARED - stored])
+            torch.addcmul(_matrix(chances[cut]), given, reciprocals, out=scaled)
             odd = stored == NOT_FINITE
             if odd.any():
                 scaled[torch.from_numpy(odd)] = 0.0
@@ -124,8 +124,7 @@ class Int8:
 
     def unpack(self, payload: Bytes, out: Vector) -> None:
         for rows, cut in self._widened(payload, out):
-            matrix = _matrix(out[cut])
-            matrix.mul_(_column(_SCALE_OF[payload[rows]]))
+            _matrix(out[cut]).mul_(_column(_SCALE_OF[payload[rows]]))
 
     def add(self, payload: Bytes, to: Vector) -> None:
         room = self._room.take(len(to))
@@ -164,9 +163,8 @@ def _column(values: Vector) -> Tensor:
 def _exponents(peaks: Vector) -> Bytes:
     """Of each block's scale, the least power of two of which 127 reach the peak, as float32 has it.
 
-    One more than the peak's own exponent less 6 where its mantissa is beyond that of 127.
+    It is the peak's own exponent less 6, or less 5 if its mantissa is beyond that of 127.
     """
     bits = peaks.view(np.int32)
-    beyond = (1 << _MANTISSA_BITS) - 1 - (LARGEST - 64) * (1 << _MANTISSA_BITS) // 64
-    stored = np.maximum((bits + beyond >> _MANTISSA_BITS) - 6, 1)
+    stored = np.maximum(((bits + _UP_FROM_127_64THS) >> _MANTISSA_BITS) - 6, 1)
     return np.where(bits < _INFINITY_BITS, stored, NOT_FINITE).astype(np.uint8)

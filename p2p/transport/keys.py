@@ -24,7 +24,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.z85 import Z85CHARS
 
-from fault.errors import InputError
+from fault.errors import InputError, Refused
 
 RELAY_FILE, PEER_FILE = "relay.key", "peer.key"
 KEYS_VARIABLE = "MAYFLY_KEYS"
@@ -92,6 +92,14 @@ class PeerKeys(_KeyFile):
     secret: str = field(repr=False)
     relay: str
     """The relays' public key."""
+
+    @classmethod
+    def of_this_process(cls) -> PeerKeys:
+        """Those that its environment names. Raises Refused where it names none."""
+        file = os.environ.get(KEYS_VARIABLE, "")
+        if not file:
+            raise Refused(f"this run is closed to strangers: set {KEYS_VARIABLE} to its peer.key")
+        return cls.read(Path(file))
 
 
 Keys = tuple[RelayKeys, PeerKeys]

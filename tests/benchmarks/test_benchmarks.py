@@ -95,6 +95,28 @@ def test_collectives() -> None:
 @pytest.mark.acceptance
 @pytest.mark.alone
 @pytest.mark.timeout(600)
+def test_slow_links() -> None:
+    """Each collective, and each compression, beside what a link carries."""
+    found = figures("benchmarks.slow_links", "--samples", "1")
+    if "skipped" not in found:
+        for name in ("ring", "butterfly", "direct", "ring_bf16", "ring_int8"):
+            assert found[name]["of_link"] > 0 and found[name]["s"] > 0
+        assert found["ring_int8"]["s"] < found["ring"]["s"]
+
+
+@pytest.mark.acceptance
+@pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_compression() -> None:
+    """Bytes and loss of an example, for each setting."""
+    found = figures("benchmarks.compression", "--examples", "digits", "--steps", "60")
+    shares = [found["digits"][compress]["share"] for compress in ("none", "bf16", "int8")]
+    assert shares[0] == 1 and 0.45 < shares[1] < 0.6 and 0.2 < shares[2] < 0.35
+
+
+@pytest.mark.acceptance
+@pytest.mark.alone
+@pytest.mark.timeout(600)
 def test_training() -> None:
     """Samples per second of both."""
     found = figures(

@@ -15,15 +15,10 @@ import numpy as np
 import pytest
 import redis
 
+from tests.ports import free_port
+
 COMMAND = str(Path(sys.executable).with_name("p2p-launch"))
 Start = Callable[..., "Running"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Running:

@@ -113,6 +113,20 @@ def test_a_payload_travels_uncopied(size: int, made: Callable[[bytes], Any]) -> 
         assert decoded.payload == payload
 
 
+def test_a_payload_without_a_checksum_is_for_guarded_ways_only() -> None:
+    """There it is taken as it is; one that has a checksum is held to it everywhere."""
+    bare = WIRE.encode(Bulk(7, b"payload"), hashed=False)
+    assert WIRE.decode(bare, is_guarded=True) == Bulk(7, b"payload")
+    with pytest.raises(Damaged):
+        WIRE.decode(bare)
+    header, _ = WIRE.encode(Bulk(7, b"payload"))
+    for is_guarded in (False, True):
+        with pytest.raises(Damaged):
+            WIRE.decode([header, b"pAyload"], is_guarded)
+        with pytest.raises(Damaged):
+            WIRE.decode([bare[0], b"longer payload"], is_guarded)
+
+
 def test_a_payload_of_floats_is_counted_in_bytes() -> None:
     floats = memoryview(bytes(64)).cast("f")
     assert WIRE.decode(WIRE.encode(Bulk(1, floats))).payload.nbytes == 64

@@ -71,10 +71,9 @@ def test_the_way_of_the_bytes_does_not_show(
     options += ("--time-limit", LIFE_S)
     result = run(work, f"int8-{links}", Kill(30, (1,)), options=options)
     assert result.weights == calm("digits", "direct", "int8").weights
-    handovers = result.summary["handovers"]
-    assert handovers >= 1 and result.summary["deaths"] >= 1
+    assert result.summary["handovers"] >= 1 and result.summary["deaths"] >= 1
     logs = (Path(result.summary["folder"]) / "logs" / "functions").glob("*.log")
-    assert sum(log.read_text().count("\nREPORT ") for log in logs) >= handovers
+    assert not [log for log in logs if "timed out" in log.read_text()]
 
 
 @pytest.mark.acceptance

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from fault.errors import StoreUnavailable
 from p2p.aggregate.bulk import BulkConnection
 from p2p.aggregate.storing import check_store
 from tests.p2p.aggregate.conftest import server_or_skip
+from tests.ports import free_port
 
 JOB = Path(__file__).parents[2] / "examples" / "digits.py"
 STEPS = 240
@@ -87,12 +87,6 @@ def test_time_limits_change_nothing(run: Play) -> None:
 
 
 # --- a store of one's own ---------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 class OwnStore:

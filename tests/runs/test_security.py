@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from p2p.messages import KINDS, Ask, Beat, Message, NotYet, Segment
 from p2p.transport.keys import PEER_FILE, RELAY_FILE, PeerKeys, dial, new_keys
 from p2p.transport.link import Link
 from p2p.transport.wire import VERSION, WireFormat
+from tests.ports import free_port
 
 JOB = Path(__file__).parents[2] / "examples" / "digits.py"
 WORK = Workload(JOB, 400, "ring")
@@ -31,12 +31,6 @@ WIRE: WireFormat[Message] = WireFormat(KINDS)
 MALFORMED = 10_000
 Reference = Callable[[Workload], Result]
 Socket = zmq.Socket[bytes]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 def garbage(draw: random.Random) -> list[bytes]:
