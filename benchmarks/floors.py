@@ -3,7 +3,8 @@
 Of a vector of S bytes each of N processes has to receive (N - 1)/N of S to be added, and as much to
 be copied: that it is in the memory of another process, or in a socket, is all that differs. A
 process that has a core to itself adds and copies at the rates of one core; more processes than
-cores share them. What a socket takes is measured with both its ends at work, on two cores.
+cores share them. What sockets take is measured with as many pairs of processes as there are cores,
+since a single pair spends half of its time waking each other up.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -25,7 +27,7 @@ TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """In bytes a second: of one core, and of a pair of processes."""
+    """In bytes a second: of one core, and of sockets with all cores at work."""
 
     copy: float
     add: float
@@ -38,17 +40,15 @@ class Rates:
         cores = min(processes, os.cpu_count() or 1)
         local = processes * (share / self.add + share / self.copy) / cores
         moved = 2 * share * processes
-        # a pair of processes keeps two cores busy
-        pairs = max(1.0, cores / 2)
         sockets = {"host": 0.0, "tcp": moved / self.tcp, "relay": 2 * moved / self.unix}
-        return local + sockets[way] / pairs
+        return local + sockets[way]
 
 
 def measure_rates() -> Rates:
     mine, other = np.zeros(VECTOR_BYTES // 4, np.float32), np.zeros(VECTOR_BYTES // 4, np.float32)
     copy = VECTOR_BYTES / _best(lambda: np.copyto(mine, other))
     add = VECTOR_BYTES / _best(lambda: np.add(mine, other, out=mine))
-    return Rates(copy, add, _stream(socket.AF_INET), _stream(socket.AF_UNIX))
+    return Rates(copy, add, _streams(socket.AF_INET), _streams(socket.AF_UNIX))
 
 
 def _best(action: Callable[[], object]) -> float:
@@ -60,20 +60,23 @@ def _best(action: Callable[[], object]) -> float:
     return min(times)
 
 
-def _stream(family: int) -> float:
-    """Bytes a second from one process to another, in pieces as large as segments."""
-    near, far = _connected(family)
-    process = multiprocessing.get_context("fork").Process(target=_pour, args=(far,))
-    process.start()
-    far.close()
-    room = memoryview(bytearray(PIECE_BYTES))
-    taken, began = near.recv_into(room), time.perf_counter()
-    while count := near.recv_into(room):
-        taken += count
-    rate = taken / (time.perf_counter() - began)
-    process.join()
-    near.close()
-    return rate
+def _streams(family: int) -> float:
+    """Bytes a second from processes to as many others, in pieces of `PIECE_BYTES`."""
+    context = multiprocessing.get_context("fork")
+    pairs = [_connected(family) for _ in range(os.cpu_count() or 1)]
+    processes = [
+        context.Process(target=end, args=(one,))
+        for near, far in pairs
+        for end, one in ((_drain, near), (_pour, far))
+    ]
+    began = time.perf_counter()
+    for process in processes:
+        process.start()
+    for one in chain(*pairs):
+        one.close()
+    for process in processes:
+        process.join()
+    return len(pairs) * STREAM_BYTES / (time.perf_counter() - began)
 
 
 def _connected(family: int) -> tuple[socket.socket, socket.socket]:
@@ -89,4 +92,9 @@ def _pour(far: socket.socket) -> None:
     piece = bytes(PIECE_BYTES)
     for _ in range(STREAM_BYTES // PIECE_BYTES):
         far.sendall(piece)
-    far.close()
+
+
+def _drain(near: socket.socket) -> None:
+    room, taken = memoryview(bytearray(PIECE_BYTES)), 0
+    while taken < STREAM_BYTES:
+        taken += near.recv_into(room)

@@ -375,7 +375,7 @@ class _Part:
     def view(self, vector: Tensor) -> Tensor:
         """The elements with the shape and the strides of the tensor."""
         tensor = self.entry.tensor
-        return vector[self.start : self.end].as_strided(
+        return vector.as_strided(
             tensor.size(), tensor.stride(), vector.storage_offset() + self.start
         )
 

@@ -126,20 +126,23 @@ class TreeWriter:
 
     def _add(self, tensor: Tensor) -> None:
         name = _DTYPE_NAMES.get(tensor.dtype)
-        if name is None or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        if name is None or tensor.layout != torch.strided or not tensor.is_cpu:
             raise Unsupported(f"a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device}")
-        if tensor.numel() and tensor.data_ptr() in self._foreign:
+        elements = tensor.numel()
+        if elements and tensor.data_ptr() in self._foreign:
             raise Unsupported("a tensor in the model's own memory; it must be a copy")
-        tensor = tensor.detach()
-        if not tensor.is_contiguous() and not is_dense(tensor):
-            tensor = tensor.contiguous()
+        if tensor.requires_grad:
+            tensor = tensor.detach()
+        is_contiguous = tensor.is_contiguous()
+        if not is_contiguous and not is_dense(tensor):
+            tensor, is_contiguous = tensor.contiguous(), True
         self.table.append([name, list(tensor.size()), list(tensor.stride())])
-        if not tensor.numel():
+        if not elements:
             return
-        if tensor.is_contiguous() and tensor.dtype != torch.bfloat16:
+        if is_contiguous and name != "bfloat16":
             self.parts.append(tensor.numpy().data)
         else:
-            in_memory = tensor.as_strided((tensor.numel(),), (1,))
+            in_memory = tensor.as_strided((elements,), (1,))
             self.parts.append(in_memory.view(torch.uint8).numpy().data)
 
 

@@ -26,7 +26,7 @@ AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
 LINKS: tuple[str, ...] = get_args(Links)
 COMPRESSIONS: tuple[str, ...] = get_args(Compress)
 SHARDS_LIMIT = 64
-SEGMENT_BYTES = 1 << 20
+SEGMENT_BYTES = 2 << 20
 
 
 def job_source(job: Path | str) -> bytes:

@@ -27,7 +27,7 @@ GENERATORS: dict[str, Callable[[int], tuple[int, list[Hop]]]] = {
 }
 
 
-SHORT_BYTES = 256 << 10
+SHORT_BYTES = 4 << 20
 """Up to here a vector's way takes longer than its bytes."""
 
 

@@ -25,8 +25,9 @@ import zmq
 from fault.records import Peer
 from p2p.messages import Hello, Message, Segment, StatePart, Total
 from p2p.traffic import Traffic
+from p2p.transport.hosts import is_within_host
 from p2p.transport.keys import Gate, PeerKeys, dial
-from p2p.transport.link import BULK_LIMIT_MESSAGES, COPY_BELOW_BYTES, received_frame
+from p2p.transport.link import BULK_LIMIT_MESSAGES, COPY_BELOW_BYTES, received_frames
 from p2p.transport.relay import (
     HANDSHAKE_MS,
     HEARTBEAT_INTERVAL_MS,
@@ -97,7 +98,7 @@ class DirectLinks:
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.endpoints: list[str] = []
         self._is_local = all(endpoint.startswith(IPC) for endpoint in binds)
-        self._is_guarded = self._is_local or keys is not None
+        self._is_guarded = keys is not None or all(map(is_within_host, binds))
         """What comes here was authenticated, or never left the host."""
         self._keys = keys
         self._gate: Gate | None = None
@@ -182,7 +183,8 @@ class DirectLinks:
             return False
         payload = memoryview(getattr(message, "payload", b""))
         tag, local = WHOLE, link.endpoint.startswith(IPC)
-        header, *rest = self._wire.encode(message, hashed=not local and self._keys is None)
+        is_guarded = self._keys is not None or is_within_host(link.endpoint)
+        header, *rest = self._wire.encode(message, hashed=not is_guarded)
         if local and payload.nbytes >= NAMED_FROM_BYTES:
             reference = self._pool.reference(payload)
             if reference is not None:
@@ -206,13 +208,10 @@ class DirectLinks:
         self._hear_welcomes()
         while True:
             try:
-                source = self._router.recv(zmq.NOBLOCK)
+                source, *frames = received_frames(self._router)
             except zmq.Again:
                 return None
-            frames: list[Frame] = []
-            while self._router.getsockopt(zmq.RCVMORE):
-                frames.append(received_frame(self._router))
-            peer = source.decode("ascii", "replace")
+            peer = bytes(source).decode("ascii", "replace")
             message = self._opened(peer, frames)
             if message is not None:
                 return peer, message

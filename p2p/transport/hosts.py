@@ -13,3 +13,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return False
+
+
+def is_within_host(endpoint: str) -> bool:
+    """Whether what comes to this ZeroMQ endpoint never leaves the machine, so only the kernel
+    copies it."""
+    transport, _, address = endpoint.partition("://")
+    return transport == "ipc" or is_loopback(address.rpartition(":")[0])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import zmq
 
+from p2p.transport.hosts import is_within_host
 from p2p.transport.keys import PeerKeys, dial
 from p2p.transport.relay import HANDSHAKE_MS, HEARTBEAT_INTERVAL_MS, HEARTBEAT_TIMEOUT_MS
 from p2p.transport.wire import Frame
@@ -27,7 +28,7 @@ COPY_BELOW_BYTES = 128 << 10
 """Handing a buffer over uncopied costs about 5 µs; on a 2-core machine it pays from 128 KiB on."""
 CONTROL_LIMIT_MESSAGES = 1000
 BULK_LIMIT_MESSAGES = 64
-"""Per relay and direction, so with segments of 1 MiB at most 64 MiB wait in either."""
+"""Per relay and direction, so with segments of 2 MiB at most 128 MiB wait in either."""
 
 
 @dataclass(slots=True)
@@ -96,14 +97,11 @@ class Link:
             self._last_received = (self._last_received + 1) % len(self._sockets)
             dealer = self._sockets[self._last_received]
             try:
-                source = dealer.recv(zmq.NOBLOCK)
+                source, *frames = received_frames(dealer)
             except zmq.Again:
                 continue
-            frames: list[Frame] = []
-            while dealer.getsockopt(zmq.RCVMORE):
-                frames.append(received_frame(dealer))
             self.traffic.received += 1
-            return source, frames
+            return bytes(source), frames
         return None
 
     def wait(self, timeout_ms: int) -> bool:
@@ -137,7 +135,7 @@ class ControlAndBulk:
     ) -> None:
         if len(identity) > IDENTITY_LIMIT_BYTES:
             raise ValueError(f"{identity!r} is too long for the identity of a peer")
-        self.is_within_host = all(endpoint.startswith("ipc://") for endpoint in relays)
+        self.is_within_host = all(map(is_within_host, relays))
         """What goes through these relays is only copied, by the kernel."""
         self.control = Link(identity + self.CONTROL, relays, context, keys=keys)
         self.bulk = Link(identity + self.BULK, relays, context, BULK_LIMIT_MESSAGES, keys)
@@ -212,9 +210,14 @@ def _offer(dealer: zmq.Socket[bytes], destination: bytes, frames: Sequence[Frame
     return taken
 
 
-def received_frame(dealer: zmq.Socket[bytes]) -> Frame:
-    """Small frames are bytes, large ones memoryviews of the buffer ZeroMQ received into."""
-    frame = dealer.recv(zmq.NOBLOCK, copy=False)
+def received_frames(socket: zmq.Socket[bytes]) -> list[Frame]:
+    """Small frames are bytes, large ones memoryviews of the buffer ZeroMQ received into.
+
+    Raises zmq.Again when there is no message.
+    """
     # small frames lie at any address in a shared buffer, and would keep it alive; large ones have
     # their own, aligned for float32
-    return frame.bytes if len(frame) < COPY_BELOW_BYTES else frame.buffer
+    return [
+        frame.bytes if len(frame) < COPY_BELOW_BYTES else frame.buffer
+        for frame in socket.recv_multipart(zmq.NOBLOCK, copy=False)
+    ]
