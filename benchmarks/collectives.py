@@ -3,9 +3,9 @@
     python -m benchmarks.collectives --json
 
 N processes sum vectors of 4 KB to 94 MB, again and again: by Mayfly's step cycle, with all that is
-on the way of its bytes, and by `torch.distributed` with Gloo. Both are alive at the same time and
-measured in turns; a figure is the median of the samples, a sample the mean over several sums in a
-row, of the slowest process. `speed` is how many times as fast as Gloo's ours is.
+on the way of its bytes, and by `torch.distributed` with Gloo. Each way of ours is alive beside Gloo
+and measured in turns with it; a figure is the median of the samples, a sample the mean over several
+sums in a row, of the slowest process. `speed` is how many times as fast as Gloo's ours is.
 
 Three ways for the bytes: `host`, between processes of one host as it is fastest; `tcp`, over TCP
 from process to process; `relay`, through one relay's Unix socket. `floor` is the least that each
@@ -148,43 +148,52 @@ def measure(
     size: int, ways: list[str], sizes: list[str], samples: int, collective: str, rates: Rates
 ) -> dict[str, dict[str, float]]:
     """For each size of vector: milliseconds of Gloo, and of each way with how often as fast."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        groups = {}
+    times: dict[str, dict[str, list[float]]] = {name: {"gloo": []} for name in sizes}
+    found: dict[str, dict[str, float]] = {name: {} for name in sizes}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        gloo = stack.enter_context(Group(size, "--gloo", f"{folder}/gloo"))
         for way in ways:
-            place = folder / way
-            place.mkdir(mode=0o700)
-            relay = stack.enter_context(Relay(place))
-            options = ["--relay", relay.endpoint, "--collective", collective]
-            options += ["--direct", WAYS[way].direct.format(folder=place)]
-            options += ["--compress", WAYS[way].compress]
-            if WAYS[way].encrypted:
-                write_keys(new_keys(), place)
-                options += ["--keys", str(place / PEER_FILE)]
-            groups[way] = stack.enter_context(Group(size, *options))
-        gloo = stack.enter_context(Group(size, "--gloo", str(folder / "gloo")))
-        found = {}
-        for name in sizes:
-            length = SIZES[name]
-            repeat = min(REPEATS_LIMIT, max(1, SAMPLE_BYTES // (4 * length)))
-            everyone = {"gloo": gloo, **groups}
-            times: dict[str, list[float]] = {way: [] for way in everyone}
-            for group in everyone.values():
-                group.prepare(length)
-                group.sample(1)
-            for _ in range(samples):
-                for way, group in everyone.items():
-                    times[way].append(group.sample(repeat))
-            row: dict[str, Any] = {
-                f"{way}_ms": round(1000 * median(each), 3) for way, each in times.items()
-            }
-            for way in ways:
-                row[f"{way}_speed"] = round(median(times["gloo"]) / median(times[way]), 2)
-            for way in [way for way in ways if way in PLAIN]:
-                row[f"{way}_floor_ms"] = round(1000 * rates.least_s(way, 4 * length, size), 3)
-            found[name] = row
-            say(f"N = {size}, {name}: {row}")
-        return found
+            with ExitStack() as pair:
+                group = _start(size, way, Path(folder) / way, collective, pair)
+                for name in sizes:
+                    ours, theirs = _alternate(group, gloo, SIZES[name], samples)
+                    times[name][way] = ours
+                    times[name]["gloo"] += theirs
+                    found[name][f"{way}_speed"] = round(median(theirs) / median(ours), 2)
+                    say(f"N = {size}, {name}, {way}: {found[name][f'{way}_speed']}")
+    for name, row in found.items():
+        for way, each in times[name].items():
+            row[f"{way}_ms"] = round(1000 * median(each), 3)
+        for way in [way for way in ways if way in PLAIN]:
+            row[f"{way}_floor_ms"] = round(1000 * rates.least_s(way, 4 * SIZES[name], size), 3)
+    return found
+
+
+def _start(size: int, way: str, place: Path, collective: str, stack: ExitStack) -> Group:
+    place.mkdir(mode=0o700)
+    relay = stack.enter_context(Relay(place))
+    options = ["--relay", relay.endpoint, "--collective", collective]
+    options += ["--direct", WAYS[way].direct.format(folder=place)]
+    options += ["--compress", WAYS[way].compress]
+    if WAYS[way].encrypted:
+        write_keys(new_keys(), place)
+        options += ["--keys", str(place / PEER_FILE)]
+    return stack.enter_context(Group(size, *options))
+
+
+def _alternate(
+    ours: Group, theirs: Group, length: int, samples: int
+) -> tuple[list[float], list[float]]:
+    """Seconds for a sum of each, measured in turns."""
+    repeat = min(REPEATS_LIMIT, max(1, SAMPLE_BYTES // (4 * length)))
+    times: tuple[list[float], list[float]] = ([], [])
+    for group in (ours, theirs):
+        group.prepare(length)
+        group.sample(1)
+    for _ in range(samples):
+        for group, each in zip((ours, theirs), times, strict=True):
+            each.append(group.sample(repeat))
+    return times
 
 
 def main() -> None:

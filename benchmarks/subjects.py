@@ -89,6 +89,11 @@ class Ours:
     def __enter__(self) -> Ours:
         try:
             self.live.wait_for_step(20, BEGIN_S)
+            until = time.monotonic() + BEGIN_S
+            while not self.steps():  # what was told of them comes a little later
+                if time.monotonic() > until:
+                    raise TimeoutError(f"no step was told of: {self.live.said()[-2000:]}")
+                time.sleep(GLANCE_S)
         except BaseException:  # there is no `with` yet that would end it
             self.__exit__(None, None, None)
             raise

@@ -30,6 +30,9 @@ _SEED = Struct("<qqqq")
 class Compression(Protocol):
     """One way to write a vector with fewer bytes. Not safe to share between threads."""
 
+    times: int
+    """How many times as many bytes float32 takes, scales left aside."""
+
     def size(self, elements: int) -> int:
         """Bytes of a payload."""
 

@@ -66,6 +66,8 @@ class _Room:
 class Bf16:
     """The upper half of each float32: 8 bits of precision, and the whole range."""
 
+    times = 2
+
     def __init__(self) -> None:
         self._noise = _Repeated(_PERMUTATION.astype(np.uint32))
         self._room = _Room()
@@ -97,6 +99,8 @@ class Int8:
 
     A payload has the scales' exponents first, then the multiples.
     """
+
+    times = 4
 
     def __init__(self) -> None:
         # in the middle of its step, and around zero: rounding to the nearest does the rest

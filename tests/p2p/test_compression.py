@@ -26,6 +26,7 @@ def made(kind: str) -> Compression:
 def through(made: Compression, values: Vector, noise: int) -> Vector:
     payload = np.full(made.size(len(values)), 0xAA, np.uint8)
     made.pack(values, noise, payload)
+    payload.flags.writeable = False  # as what is received
     out = np.full(len(values), 77, np.float32)
     made.unpack(payload, out)
     added = np.full(len(values), 2.5, np.float32)

@@ -22,7 +22,7 @@ import zmq
 from xxhash import xxh3_64_intdigest
 
 from p2p.messages import KINDS, Message, Segment
-from p2p.transport.hosts import is_loopback
+from p2p.transport.hosts import is_loopback, is_within_host
 from p2p.transport.link import ControlAndBulk, Link
 from p2p.transport.wire import (
     _PREFIX,
@@ -571,3 +571,14 @@ def test_a_relay_listens_to_this_machine_only(host: str) -> None:
 )
 def test_which_hosts_are_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) == expected
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        *(("ipc:///run/relay.sock", True), ("tcp://127.0.0.1:*", True), ("tcp://[::1]:7700", True)),
+        *(("tcp://10.0.0.1:7700", False), ("tcp://*:7700", False), ("tcp://relay:7700", False)),
+    ],
+)
+def test_which_endpoints_stay_within_the_host(endpoint: str, expected: bool) -> None:
+    assert is_within_host(endpoint) == expected
