@@ -242,6 +242,8 @@ class Workload:
     steps: int
     collective: str
     shards: int = 4
+    settings: tuple[str, ...] = ()
+    """As for `--set`."""
 
     def __str__(self) -> str:
         return f"{self.job.stem}-{self.steps}-{self.collective}"
@@ -249,7 +251,8 @@ class Workload:
     @property
     def options(self) -> tuple[str, ...]:
         collective = ("--collective", self.collective)
-        return ("--shards", str(self.shards), *collective, "--set", f"steps={self.steps}")
+        settings = [f"--set={each}" for each in (f"steps={self.steps}", *self.settings)]
+        return ("--shards", str(self.shards), *collective, *settings)
 
 
 # --- faults as data --------------------------------------------------------------------------

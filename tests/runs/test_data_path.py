@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from chaos.live import Kill, KillPart, Result, Workload
+from chaos.live import Kill, KillPart, Result
 from p2p.spec import COLLECTIVES, COMPRESSIONS
+from tests.workloads import workload_of
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-STEPS = {"digits": 250, "charlm": 160}
+STEPS = {"digits": 250, "charlm": 160, "wide": 200}
 LIFE_S = "8"
 """Less, and two tests at once on two cores do little else than hand over."""
 Play = Callable[..., Result]
@@ -23,10 +23,10 @@ def calm(run: Play) -> Reference:
     """The run of a setting in which nothing fails; through relays only, and with overlap."""
     known: dict[tuple[str, str, str], Result] = {}
 
-    def look_up(example: str, collective: str, compress: str) -> Result:
-        setting = example, collective, compress
+    def look_up(job: str, collective: str, compress: str) -> Result:
+        setting = job, collective, compress
         if setting not in known:
-            work = Workload(EXAMPLES / f"{example}.py", STEPS[example], collective)
+            work = workload_of(job, STEPS[job], collective)
             options = ("--compress", compress, "--links", "relay")
             known[setting] = run(work, f"calm-{compress}", options=options)
             assert known[setting].summary["deaths"] == 0
@@ -40,13 +40,13 @@ def calm(run: Play) -> Reference:
 @pytest.mark.parametrize("overlap", ["overlap", "no-overlap"])
 @pytest.mark.parametrize("compress", COMPRESSIONS)
 @pytest.mark.parametrize("collective", COLLECTIVES)
-@pytest.mark.parametrize("example", list(STEPS))
+@pytest.mark.parametrize("job", list(STEPS))
 def test_faults_change_not_one_bit(
-    example: str, collective: str, compress: str, overlap: str, run: Play, calm: Reference
+    job: str, collective: str, compress: str, overlap: str, run: Play, calm: Reference
 ) -> None:
     """Two kills, hand-overs, and a relay of two that dies; overlap or not, the digest is one."""
-    steps = STEPS[example]
-    work = Workload(EXAMPLES / f"{example}.py", steps, collective)
+    steps = STEPS[job]
+    work = workload_of(job, steps, collective)
     faults = (
         Kill(steps // 10, (1,)),
         KillPart(steps // 4, ("relay-0",)),
@@ -55,7 +55,7 @@ def test_faults_change_not_one_bit(
     options = ("--compress", compress, f"--{overlap}", "--relays", "2")
     options += ("--time-limit", LIFE_S)
     result = run(work, f"{compress}-{overlap}", *faults, options=options)
-    assert result.weights == calm(example, collective, compress).weights
+    assert result.weights == calm(job, collective, compress).weights
     assert result.summary["deaths"] >= 2 and result.summary["handovers"] >= 1
     assert result.summary["steps"] == steps
 
@@ -66,7 +66,7 @@ def test_the_way_of_the_bytes_does_not_show(
     links: str, run: Play, calm: Reference, relay_address: str
 ) -> None:
     """Over TCP with keys, or through relays on TCP: the same bits, and whoever hands over ends."""
-    work = Workload(EXAMPLES / "digits.py", STEPS["digits"], "direct")
+    work = workload_of("digits", STEPS["digits"], "direct")
     options = ("--compress", "int8", "--links", links, "--relay-listen", relay_address)
     options += ("--time-limit", LIFE_S)
     result = run(work, f"int8-{links}", Kill(30, (1,)), options=options)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -22,12 +21,14 @@ from chaos.live import (
     Scale,
     Workload,
 )
+from tests.workloads import workload_of
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 WORKLOADS = {
-    f"{example}-{collective}": Workload(EXAMPLES / f"{example}.py", steps, collective)
-    for example, steps in (("digits", 600), ("charlm", 160))
-    for collective in ("ring", "butterfly")
+    f"{job}-{collective}": workload_of(job, steps, collective)
+    for job, steps, collective in (
+        *(("digits", 600, "direct"), ("digits", 600, "butterfly")),
+        *(("wide", 250, "ring"), ("charlm", 160, "butterfly")),
+    )
 }
 PAIRS = 100
 Play = Callable[..., Result]
@@ -107,7 +108,7 @@ def pair(number: int, steps: int) -> Faults:
 
 def scenarios() -> list[object]:
     """(workload, name) of all; a few are part of every test run."""
-    always = {("digits-ring", "hand-overs"), ("digits-butterfly", "everything")}
+    always = {("digits-direct", "hand-overs"), ("digits-butterfly", "everything")}
     found = []
     for workload, each in WORKLOADS.items():
         names = ["hand-overs", "hand-overs-at-once", *alone(each.steps), *in_hand_over(each.steps)]
