@@ -88,7 +88,8 @@ def make_schedule(name: str, nodes: int) -> Schedule:
 def schedule_for(collective: str, nodes: int, length: int) -> Schedule:
     """For vectors of `length` float32.
 
-    Ring and direct give the same bits, so a short one makes direct's two hops instead of many.
+    Ring and direct give the same bits but for compression, so a short one makes direct's two hops
+    instead of many.
     """
     if collective == "ring" and 4 * length <= SHORT_BYTES:
         return make_schedule("direct", nodes)
