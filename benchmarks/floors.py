@@ -4,7 +4,7 @@ Of a vector of S bytes each of N processes has to receive (N - 1)/N of S to be a
 be copied: that it is in the memory of another process, or in a socket, is all that differs. A
 process that has a core to itself adds and copies at the rates of one core; more processes than
 cores share them. What sockets take is measured with as many pairs of processes as there are cores,
-since a single pair spends half of its time waking each other up.
+since a single pair waits for being woken in between.
 """
 
 from __future__ import annotations
@@ -97,4 +97,7 @@ def _pour(far: socket.socket) -> None:
 def _drain(near: socket.socket) -> None:
     room, taken = memoryview(bytearray(PIECE_BYTES)), 0
     while taken < STREAM_BYTES:
-        taken += near.recv_into(room)
+        count = near.recv_into(room)
+        if not count:
+            raise ConnectionError("who sends has gone")
+        taken += count

@@ -31,14 +31,16 @@ def relay_counts(endpoints: Sequence[str], keys: Path) -> list[dict[str, int]]:
     counts: list[dict[str, int]] = [{} for _ in links]
     asked = [False for _ in links]
     until = time.monotonic() + WAIT_S
-    while not all(counts) and time.monotonic() < until:
-        for number, link in enumerate(links):
-            asked[number] = asked[number] or link.send(RELAY, [STATS])
-            answer = link.receive()
-            if answer is not None and answer[0] == RELAY:
-                counts[number] = msgpack.unpackb(answer[1][0])
-        time.sleep(GLANCE_S)
-    for link in links:
-        link.close()
-    context.term()
+    try:
+        while not all(counts) and time.monotonic() < until:
+            for number, link in enumerate(links):
+                asked[number] = asked[number] or link.send(RELAY, [STATS])
+                answer = link.receive()
+                if answer is not None and answer[0] == RELAY:
+                    counts[number] = msgpack.unpackb(answer[1][0])
+            time.sleep(GLANCE_S)
+    finally:
+        for link in links:
+            link.close()
+        context.term()
     return counts

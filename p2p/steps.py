@@ -47,17 +47,13 @@ class Shape:
         segment_bytes: int,
         seed: int,
     ) -> Shape:
-        """The first `gradient_length` elements of a contribution may be rounded on their way.
-
-        What travels at once has about `segment_bytes`, so rounded units have more elements.
-        """
+        """The first `gradient_length` elements of a contribution may be rounded on their way."""
         schedule = schedule_for(collective, shards, length)
         if compress == "none":
             units = make_units(length, schedule.chunks, segment_bytes)
             return cls(shards, steps, schedule, units, length)
         rounding = compression(compress)
-        whole_bytes = rounding.times * segment_bytes
-        units = make_units(length, schedule.chunks, whole_bytes, gradient_length)
+        units = make_units(length, schedule.chunks, segment_bytes, gradient_length, rounding.times)
         packing = Packing(rounding, units, gradient_length, seed)
         return cls(shards, steps, schedule, units, length, packing)
 

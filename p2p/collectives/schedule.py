@@ -28,7 +28,7 @@ GENERATORS: dict[str, Callable[[int], tuple[int, list[Hop]]]] = {
 
 
 SHORT_BYTES = 4 << 20
-"""Up to here a vector's way takes longer than its bytes."""
+"""Up to here direct's two hops are faster than the ring's many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +108,20 @@ def _part(node: int, hops: list[Hop]) -> Part:
 
 
 @lru_cache(maxsize=32)
-def make_units(length: int, chunks: int, segment_bytes: int, cut_at: int = 0) -> tuple[Unit, ...]:
+def make_units(
+    length: int, chunks: int, segment_bytes: int, cut_at: int = 0, times: int = 1
+) -> tuple[Unit, ...]:
     """Cuts `length` float32 elements into the chunks, and these into segments.
 
     Segments of a chunk have even sizes, at most `segment_bytes`; a chunk without elements has none.
     No segment has elements from both sides of `cut_at`; the chunk's two parts are even by
-    themselves.
+    themselves. Those before it have up to `times` as many elements, for they are compressed.
     """
     units: list[Unit] = []
     for chunk in range(chunks):
         start, stop = chunk * length // chunks, (chunk + 1) * length // chunks
         middle = min(max(start, cut_at), stop)
-        units += _pieces(chunk, start, middle, segment_bytes)
+        units += _pieces(chunk, start, middle, times * segment_bytes)
         units += _pieces(chunk, middle, stop, segment_bytes)
     return tuple(units)
 

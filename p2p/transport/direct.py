@@ -54,6 +54,8 @@ IPC = "ipc://"
 class _Outgoing:
     dealer: zmq.Socket[bytes]
     endpoint: str
+    is_guarded: bool
+    """What goes there is authenticated, or never leaves the host."""
     number: int
     up: bool = False
     knocked: bool = False
@@ -139,7 +141,8 @@ class DirectLinks:
             dealer = self._dealer(endpoint)
             if dealer is None:
                 return
-            link = self._outgoing[peer] = _Outgoing(dealer, endpoint, hello.number)
+            is_guarded = self._keys is not None or is_within_host(endpoint)
+            link = self._outgoing[peer] = _Outgoing(dealer, endpoint, is_guarded, hello.number)
         link.number = hello.number
         self._knock(peer, link, now)
 
@@ -183,8 +186,7 @@ class DirectLinks:
             return False
         payload = memoryview(getattr(message, "payload", b""))
         tag, local = WHOLE, link.endpoint.startswith(IPC)
-        is_guarded = self._keys is not None or is_within_host(link.endpoint)
-        header, *rest = self._wire.encode(message, hashed=not is_guarded)
+        header, *rest = self._wire.encode(message, hashed=not link.is_guarded)
         if local and payload.nbytes >= NAMED_FROM_BYTES:
             reference = self._pool.reference(payload)
             if reference is not None:

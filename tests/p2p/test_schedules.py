@@ -10,7 +10,15 @@ from collections import Counter, defaultdict
 import pytest
 
 from p2p.collectives.hops import Hop
-from p2p.collectives.schedule import GENERATORS, make_schedule, make_units
+from p2p.collectives.rounding import BLOCK
+from p2p.collectives.schedule import (
+    GENERATORS,
+    SHORT_BYTES,
+    make_schedule,
+    make_units,
+    schedule_for,
+)
+from p2p.steps import Shape
 
 COUNTS = range(1, 65)
 BOTH = pytest.mark.parametrize("name", sorted(GENERATORS))
@@ -235,3 +243,24 @@ def test_segments_cover_the_vector_once(length: int, chunks: int, segment_bytes:
         assert unit.stop <= (unit.chunk + 1) * length // chunks
     for each in sizes.values():
         assert max(each) - min(each) <= 1 and max(each) <= max(segment_bytes // 4, 1)
+
+
+@pytest.mark.parametrize("compress", ["none", "bf16", "int8"])
+def test_no_segment_takes_more_than_it_may_on_its_way(compress: str) -> None:
+    """Rounded ones have as many times as many elements, what is not rounded has not."""
+    limit, gradients, length = 64 << 10, 300_000, 500_000
+    shape = Shape.of("direct", compress, 2, 1, length, gradients, limit, seed=0)
+    sizes = [
+        4 * (unit.stop - unit.start) if shape.packing is None else shape.packing.size(number)
+        for number, unit in enumerate(shape.units)
+    ]
+    scales = limit // BLOCK  # int8 has one for each block
+    assert 0.9 * limit < max(sizes) <= limit + scales
+    assert len(sizes) == {"none": 16 + 16, "bf16": 8 + 2 + 13, "int8": 4 + 1 + 13}[compress]
+
+
+def test_a_short_vector_does_not_go_around_the_ring() -> None:
+    elements = SHORT_BYTES // 4
+    assert schedule_for("ring", 4, elements).name == "direct"
+    assert schedule_for("ring", 4, elements + 1).name == "ring"
+    assert schedule_for("butterfly", 4, elements).name == "butterfly"
