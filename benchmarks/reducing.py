@@ -74,7 +74,8 @@ class Mayfly:
         binds = [direct.format(rank)] if direct else []
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._direct = DirectLinks(
-            self.me, binds, context, self._poller, self._wire, self._pool, Traffic(), keys
+            *(self.me, binds, context, self._poller, self._wire, self._pool, Traffic(), keys),
+            lambda segment: self._steps.place(segment) if self._steps is not None else None,
         )
         self._out: list[object] = []
         self._batch = 0

@@ -280,7 +280,8 @@ class _Peer:
         poller.register(self._wake_reader, zmq.POLLIN)
         binds = spec.listens_at(self.me, os.environ.get(ADDRESS_VARIABLE, "127.0.0.1"))
         self._direct = DirectLinks(
-            self.me, binds, context, poller, self._wire, self.memory, self._traffic, self._keys
+            *(self.me, binds, context, poller, self._wire, self.memory, self._traffic, self._keys),
+            core.steps.place,
         )
         core.begin(time.monotonic())
         watch = self._boot_watch

@@ -251,6 +251,14 @@ class Steps:
                     self._early[key] = segment
                     self._early_room -= len(segment.payload)
 
+    def place(self, segment: Segment) -> memoryview | None:
+        """Where the segment's payload may be written already while it comes; None: nowhere."""
+        is_of_use = segment.step == self.step and segment.digest == self.digest
+        if self.executor is None or not is_of_use:
+            return None
+        place = self.executor.place(segment.round, segment.unit, segment.dst)
+        return place if place is not None and len(place) == len(segment.payload) else None
+
     def _is_hop(self, segment: Segment) -> bool:
         """Whether the schedule has it, and it is as long as it should be."""
         shape = self.shape

@@ -78,6 +78,8 @@ class Executor:
         """(node, unit) of what is in there."""
         self._parked: dict[tuple[int, int, int], Values] = {}
         """Segments that came before the contribution or an earlier add: (round, unit, node)."""
+        self._lent: dict[int, memoryview] = {}
+        """Where a unit's total is being written by whoever receives it."""
         self._have_total = [False] * len(units)
         self._totals_missing = len(units)
 
@@ -148,9 +150,28 @@ class Executor:
         cut = self.units[unit]
         if len(payload) != 4 * (cut.stop - cut.start):
             return False
-        self.mean[cut.start : cut.stop] = np.frombuffer(payload, dtype=np.float32)
+        if payload is not self._lent.get(unit):
+            self.mean[cut.start : cut.stop] = np.frombuffer(payload, dtype=np.float32)
         self._spread_total(unit)
         return True
+
+    def place(self, round: int, unit: int, node: int) -> memoryview | None:
+        """Where a total that comes may be written before it is received; None for other segments.
+
+        Written there a second time, it is the same bytes.
+        """
+        if not (0 <= unit < len(self.units) and 0 <= node < self.schedule.nodes):
+            return None
+        copy = self.schedule.parts[self.units[unit].chunk][node].copy
+        if copy is None or copy[0] != round or self._have_total[unit]:
+            return None
+        packing, cut = self._packing_of(unit), self.units[unit]
+        if unit not in self._lent:
+            place = self.mean[cut.start : cut.stop].view(np.uint8)
+            if packing is not None:
+                place = self._place(packing, self.schedule.nodes, unit)
+            self._lent[unit] = place.data
+        return self._lent[unit]
 
     # --- what goes out ----------------------------------------------------------------------
 
@@ -246,7 +267,8 @@ class Executor:
         if self._have_total[unit] or not self._fits(unit, payload):
             return False
         place = self._place(packing, self.schedule.nodes, unit)
-        place[:] = np.frombuffer(payload, dtype=np.uint8)
+        if payload is not self._lent.get(unit):
+            place[:] = np.frombuffer(payload, dtype=np.uint8)
         self._is_packed.add((self.schedule.nodes, unit))
         self._set_total(unit, place)
         return True

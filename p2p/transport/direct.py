@@ -3,7 +3,8 @@
 A peer listens at endpoints of its own. To whoever sends it much through a relay it says so there,
 with a number made for that peer (`Hello`). That peer knocks at one of the endpoints with the number
 and is welcomed; from then on what it has to send goes there. Between processes of one host a
-segment is only named, and read where it lies (`shared.py`).
+segment is only named, and read where it lies (`shared.py`). Over TCP the welcome invites to a
+connection that is for what is large alone (`stream.py`).
 
 Whatever a link does not take is for the relay, and so is what was asked for again: then the link is
 knocked at once more, and given up if no welcome comes. Nothing of all this is needed for a step to
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from p2p.transport.relay import (
     MESSAGE_LIMIT_BYTES,
 )
 from p2p.transport.shared import Gone, Pool, Reference
+from p2p.transport.stream import Broken, Entrance, Invitation, Outbound
 from p2p.transport.wire import Frame, Malformed, WireFormat
 
 HELLO_EVERY_S = 1.0
@@ -49,6 +52,9 @@ KNOCK, WELCOME, WHOLE, NAMED = b"K", b"W", b"M", b"R"
 """The first byte: both ways of the handshake; a message with its payload, or with where it is."""
 IPC = "ipc://"
 
+Place = Callable[[Segment], memoryview | None]
+"""Where the payload of a segment is to lie; None: in memory of its own."""
+
 
 @dataclass(slots=True)
 class _Outgoing:
@@ -57,13 +63,28 @@ class _Outgoing:
     is_guarded: bool
     """What goes there is authenticated, or never leaves the host."""
     number: int
+    stream: Outbound | None = None
+    """Over TCP, what is sent goes there, once it is open."""
     up: bool = False
     knocked: bool = False
     """The last knock went out, for the connection was there."""
     knocked_at: float = -float("inf")
     """Or when it was first tried."""
+    welcomed: bool = False
+    """Since then."""
     mistrust_s: float = MISTRUST_S
     not_before: float = -float("inf")
+
+    @property
+    def patience_s(self) -> float:
+        is_connecting = not self.knocked or (self.stream is not None and not self.stream.is_open)
+        return CONNECT_S if is_connecting else WELCOME_S
+
+    def put_down(self) -> None:
+        self.up = False
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
 
 
 class DirectLinks:
@@ -82,9 +103,11 @@ class DirectLinks:
         pool: Pool,
         traffic: Traffic,
         keys: PeerKeys | None = None,
+        place: Place = lambda segment: None,
     ) -> None:
         self.me = me
         self.traffic = traffic
+        self._place = place
         self._context = context
         self._poller = poller
         self._wire = wire
@@ -115,6 +138,11 @@ class DirectLinks:
                 print(f"{me}: no direct links, {endpoint}: {error}", file=sys.stderr)
             else:
                 self.endpoints.append(self._router.getsockopt_string(zmq.LAST_ENDPOINT))
+        self._entrance: Entrance | None = None
+        if self.endpoints and not self._is_local:
+            self._entrance = Entrance(
+                _host_of(self.endpoints[0]), poller, keys is not None, self._begun
+            )
         poller.register(self._router, zmq.POLLIN)
 
     # --- making links -----------------------------------------------------------------------
@@ -151,6 +179,8 @@ class DirectLinks:
         for peer in [peer for peer in self._outgoing if peer not in peers]:
             self._close(peer)
         self._welcome.intersection_update(peers)
+        if self._entrance is not None:
+            self._entrance.keep(peers)
         self._said = {peer: said for peer, said in self._said.items() if peer in peers}
 
     def check(self, peer: Peer, now: float) -> None:
@@ -162,15 +192,17 @@ class DirectLinks:
     def tick(self, now: float) -> None:
         if self._gate is not None:
             self.traffic.refused_keys = self._gate.refused
+        if self._entrance is not None:
+            self._entrance.tick(now)
         for peer in [*self._waiting]:
             link = self._outgoing.get(peer)
             if link is None:
                 self._waiting.discard(peer)
             elif not link.knocked and now - link.knocked_at <= CONNECT_S:
                 self._send_knock(link, now)
-            elif now - link.knocked_at > (WELCOME_S if link.knocked else CONNECT_S):
+            elif now - link.knocked_at > link.patience_s:
                 self._waiting.discard(peer)
-                link.up = False
+                link.put_down()
                 link.not_before = now + link.mistrust_s
                 link.mistrust_s = min(MISTRUST_LIMIT_S, 2 * link.mistrust_s)
 
@@ -192,10 +224,14 @@ class DirectLinks:
             if reference is not None:
                 tag, rest = NAMED, [reference.to_bytes()]
         try:
-            link.dealer.send(tag + header, zmq.NOBLOCK | (zmq.SNDMORE if rest else 0))
-            for frame in rest:
-                link.dealer.send(frame, zmq.NOBLOCK, copy=len(frame) < COPY_BELOW_BYTES)
-        except zmq.Again:
+            if link.stream is not None:
+                taken = link.stream.send([header, *rest])
+            else:
+                taken = _offer(link.dealer, [tag + header, *rest])
+        except Broken:
+            link.put_down()
+            return False
+        if not taken:
             return False
         if tag == NAMED:
             self.traffic.named += 1
@@ -208,6 +244,9 @@ class DirectLinks:
     def receive(self) -> tuple[Peer, Message] | None:
         """A message that came, or None; never waits. Raises Malformed, as `WireFormat.decode`."""
         self._hear_welcomes()
+        self._flush()
+        if self._entrance is not None and (came := self._entrance.receive()) is not None:
+            return came
         while True:
             try:
                 source, *frames = received_frames(self._router)
@@ -221,6 +260,8 @@ class DirectLinks:
     def close(self) -> None:
         for peer in [*self._outgoing]:
             self._close(peer)
+        if self._entrance is not None:
+            self._entrance.close()
         self._poller.unregister(self._router)
         if self._gate is not None:
             self._gate.close()
@@ -237,7 +278,10 @@ class DirectLinks:
             said = self._said.get(peer)
             if said is not None and bytes(header) == _packed(said[0]):
                 self._welcome.add(peer)
-                self._answer(peer, WELCOME + header)
+                invitation = (
+                    b"" if self._entrance is None else self._entrance.invite(peer).to_bytes()
+                )
+                self._answer(peer, WELCOME + header + invitation)
             else:
                 self.traffic.refused += 1
             return None
@@ -257,6 +301,12 @@ class DirectLinks:
                 self.traffic.gone += 1
                 return None
         raise Malformed(f"a direct message that begins with {tag!r}")
+
+    def _begun(self, frames: list[Frame]) -> Message:
+        message = self._wire.decode(frames, is_guarded=self._is_guarded)
+        if isinstance(message, Segment) and (place := self._place(message)) is not None:
+            return replace(message, payload=place)
+        return message
 
     def _read(self, header: Frame, reference: Reference) -> Message:
         """A message with what it names: a segment's bytes where they are, others' copied."""
@@ -282,13 +332,34 @@ class DirectLinks:
                     said = link.dealer.recv(zmq.NOBLOCK)
                 except zmq.Again:
                     break
-                if said == WELCOME + _packed(link.number):
-                    link.up = True
-                    link.mistrust_s = MISTRUST_S
-                    self._waiting.discard(peer)
+                if said.startswith(WELCOME + _packed(link.number)):
+                    self._follow(link, said[1 + len(_packed(link.number)) :])
+            if link is not None and link.up and link.welcomed:
+                link.mistrust_s = MISTRUST_S
+                self._waiting.discard(peer)
+
+    def _follow(self, link: _Outgoing, invitation: bytes) -> None:
+        """A welcome came; to a Unix socket it is all that there is to come."""
+        link.welcomed = True
+        if link.endpoint.startswith(IPC):
+            link.up = True
+        elif link.stream is None:
+            with suppress(OSError, ValueError):
+                host = _host_of(link.endpoint)
+                link.stream = Outbound(host, Invitation.from_bytes(invitation), self._poller)
+
+    def _flush(self) -> None:
+        for link in self._outgoing.values():
+            if link.stream is None:
+                continue
+            try:
+                link.stream.flush()
+                link.up = link.stream.is_open
+            except Broken:
+                link.put_down()
 
     def _knock(self, peer: Peer, link: _Outgoing, now: float) -> None:
-        link.knocked_at = now
+        link.knocked_at, link.welcomed = now, False
         self._waiting.add(peer)
         self._send_knock(link, now)
 
@@ -322,6 +393,23 @@ class DirectLinks:
         if link is not None:
             self._poller.unregister(link.dealer)
             link.dealer.close(linger=0)
+            link.put_down()
+
+
+def _offer(dealer: zmq.Socket[bytes], frames: list[Frame]) -> bool:
+    """False when there is no room."""
+    try:
+        for index, frame in enumerate(frames):
+            more = zmq.SNDMORE if index < len(frames) - 1 else 0
+            dealer.send(frame, zmq.NOBLOCK | more, copy=len(frame) < COPY_BELOW_BYTES)
+    except zmq.Again:
+        return False
+    return True
+
+
+def _host_of(endpoint: str) -> str:
+    """Of tcp://HOST:PORT."""
+    return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
 
 
 def _reachable(endpoint: str) -> bool:
