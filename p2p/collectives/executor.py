@@ -285,9 +285,17 @@ class Executor:
                 values = self.payload(round, unit, node)  # both ends are here
             if values is None:
                 return
-            mine = self._sums[node][cut.start : cut.stop]
-            self._add(unit, values, mine)
             added[unit] += 1
+            mine = self._sums[node][cut.start : cut.stop]
+            if (
+                added[unit] == len(part.adds)
+                and part.result is None
+                and self._packing_of(unit) is None
+            ):
+                np.add(mine, values, out=self.mean[cut.start : cut.stop])
+                self._spread_total(unit)
+                return
+            self._add(unit, values, mine)
         result = self._result(node, unit)
         if result is None:
             return
