@@ -27,7 +27,7 @@ from p2p.traffic import Traffic
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
 from p2p.transport.keys import PeerKeys
-from p2p.transport.link import ControlAndBulk
+from p2p.transport.link import ControlAndBulk, relay_bulk
 from p2p.transport.shared import Pool
 from p2p.transport.wire import WireFormat
 
@@ -75,8 +75,9 @@ class Mayfly:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._direct = DirectLinks(
             *(self.me, binds, context, self._poller, self._wire, self._pool, Traffic(), keys),
-            lambda segment: self._steps.place(segment) if self._steps is not None else None,
+            self._place,
         )
+        self._link.stream(self._poller, self._wire, self._place)
         self._out: list[object] = []
         self._batch = 0
         self._steps: Steps | None = None
@@ -122,9 +123,8 @@ class Mayfly:
     def _serve(self, steps: Steps, timeout_ms: int = GLANCE_MS) -> None:
         self._poller.poll(timeout_ms)
         now = time.monotonic()
-        while (received := self._link.receive()) is not None:
-            peer = received[0].decode()
-            message = self._wire.decode(received[1], is_guarded=self._link.is_within_host)
+        while (relayed := self._relayed()) is not None:
+            peer, message = relayed
             if isinstance(message, Hello):
                 self._direct.on_hello(peer, message, now)
             elif isinstance(message, Segment) and (hello := self._direct.hello(peer, now)):
@@ -132,9 +132,21 @@ class Mayfly:
             self._take(steps, peer, message)
         while (direct := self._direct.receive()) is not None:
             self._take(steps, *direct)
+        self._link.tick(now)
         self._direct.tick(now)
         steps.tick(time.monotonic())
         self._carry_out(steps)
+
+    def _relayed(self) -> tuple[str, Message] | None:
+        received = self._link.receive()
+        if received is not None:
+            message = self._wire.decode(received[1], is_guarded=self._link.is_within_host)
+            return received[0].decode(), message
+        streamed = self._link.receive_streamed()
+        return (streamed[0].decode(), streamed[1]) if streamed is not None else None
+
+    def _place(self, segment: Segment) -> memoryview | None:
+        return self._steps.place(segment) if self._steps is not None else None
 
     def _take(self, steps: Steps, peer: str, message: Message) -> None:
         steps.heard_at = now = time.monotonic()
@@ -157,9 +169,7 @@ class Mayfly:
             match action:
                 case Send():
                     if action.again or not self._direct.send(action.to, action.message):
-                        hashed = not self._link.is_within_host
-                        frames = self._wire.encode(action.message, hashed)
-                        self._link.send_bulk(action.to.encode(), frames)
+                        relay_bulk(self._link, self._wire, action.to, action.message)
                 case Compute():
                     vector = self._vectors[action.step % KEPT]
                     steps.on_contribution(action.step, action.shard, vector, time.monotonic())

@@ -39,7 +39,7 @@ from p2p.traffic import Traffic
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
 from p2p.transport.keys import PeerKeys
-from p2p.transport.link import ControlAndBulk
+from p2p.transport.link import ControlAndBulk, relay_bulk
 from p2p.transport.shared import Pool
 from p2p.transport.wire import Malformed, WireFormat
 
@@ -283,6 +283,7 @@ class _Peer:
             *(self.me, binds, context, poller, self._wire, self.memory, self._traffic, self._keys),
             core.steps.place,
         )
+        self._link.stream(poller, self._wire, core.steps.place)
         core.begin(time.monotonic())
         watch = self._boot_watch
         core.membership.began_memberless(watch.memberless_since, watch.life, time.monotonic())
@@ -296,6 +297,7 @@ class _Peer:
                 next_tick = max(next_tick + timing.beat_s, now)
                 core.steps.progress = self._computer.progress
                 core.tick(now)
+                self._link.tick(now)
                 self._direct.tick(now)
                 self._registrar.tell_steps(self._is_teller(core))
                 self._registrar.contact(core.contact(now))
@@ -359,9 +361,8 @@ class _Peer:
 
     def _received(self, now: float) -> tuple[Peer, Message] | None:
         """A message for the core, by whichever way it came, or None. Raises Malformed."""
-        while (received := self._link.receive()) is not None:
-            source = received[0].decode("ascii", "replace")
-            message = self._wire.decode(received[1], is_guarded=self._link.is_within_host)
+        while (relayed := self._relayed()) is not None:
+            source, message = relayed
             if isinstance(message, Hello):
                 self._direct.on_hello(source, message, now)
                 continue
@@ -369,6 +370,18 @@ class _Peer:
                 self._link.send_control(source.encode(), self._wire.encode(hello))
             return source, message
         return self._direct.receive()
+
+    def _relayed(self) -> tuple[Peer, Message] | None:
+        received = self._link.receive()
+        if received is not None:
+            source, frames = received
+            message = self._wire.decode(frames, is_guarded=self._link.is_within_host)
+        else:
+            streamed = self._link.receive_streamed()
+            if streamed is None:
+                return None
+            source, message = streamed
+        return source.decode("ascii", "replace"), message
 
     def _carry_out(self, core: Core) -> None:
         index = 0
@@ -410,8 +423,7 @@ class _Peer:
             self._direct.check(to, time.monotonic())
         elif self._direct.send(to, message):
             return
-        frames = self._wire.encode(message, hashed=not self._link.is_within_host)
-        traffic.relays(len(message.payload), self._link.send_bulk(to.encode(), frames))
+        traffic.relays(len(message.payload), relay_bulk(self._link, self._wire, to, message))
 
     def _watch_own_thread(self, now: float) -> None:
         """Ends this process when its computing thread stands still for longer than anyone waits."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +27,10 @@ import zmq
 from fault.records import Peer
 from p2p.messages import Hello, Message, Segment, StatePart, Total
 from p2p.traffic import Traffic
-from p2p.transport.hosts import is_within_host
+from p2p.transport.hosts import host_of, is_within_host
 from p2p.transport.keys import Gate, PeerKeys, dial
 from p2p.transport.link import BULK_LIMIT_MESSAGES, COPY_BELOW_BYTES, received_frames
+from p2p.transport.placing import Place, begun, nowhere
 from p2p.transport.relay import (
     HANDSHAKE_MS,
     HEARTBEAT_INTERVAL_MS,
@@ -37,7 +38,7 @@ from p2p.transport.relay import (
     MESSAGE_LIMIT_BYTES,
 )
 from p2p.transport.shared import Gone, Pool, Reference
-from p2p.transport.stream import Broken, Entrance, Invitation, Outbound
+from p2p.transport.stream import Broken, Connection, Entrance, Invitation
 from p2p.transport.wire import Frame, Malformed, WireFormat
 
 HELLO_EVERY_S = 1.0
@@ -52,9 +53,6 @@ KNOCK, WELCOME, WHOLE, NAMED = b"K", b"W", b"M", b"R"
 """The first byte: both ways of the handshake; a message with its payload, or with where it is."""
 IPC = "ipc://"
 
-Place = Callable[[Segment], memoryview | None]
-"""Where the payload of a segment is to lie; None: in memory of its own."""
-
 
 @dataclass(slots=True)
 class _Outgoing:
@@ -63,7 +61,7 @@ class _Outgoing:
     is_guarded: bool
     """What goes there is authenticated, or never leaves the host."""
     number: int
-    stream: Outbound | None = None
+    stream: Connection[Message] | None = None
     """Over TCP, what is sent goes there, once it is open."""
     up: bool = False
     knocked: bool = False
@@ -103,7 +101,7 @@ class DirectLinks:
         pool: Pool,
         traffic: Traffic,
         keys: PeerKeys | None = None,
-        place: Place = lambda segment: None,
+        place: Place = nowhere,
     ) -> None:
         self.me = me
         self.traffic = traffic
@@ -138,11 +136,10 @@ class DirectLinks:
                 print(f"{me}: no direct links, {endpoint}: {error}", file=sys.stderr)
             else:
                 self.endpoints.append(self._router.getsockopt_string(zmq.LAST_ENDPOINT))
-        self._entrance: Entrance | None = None
+        self._entrance: Entrance[Message] | None = None
         if self.endpoints and not self._is_local:
-            self._entrance = Entrance(
-                _host_of(self.endpoints[0]), poller, keys is not None, self._begun
-            )
+            addresses = [(host_of(each), 0) for each in self.endpoints]
+            self._entrance = Entrance(addresses, poller, keys is not None, self._begun)
         poller.register(self._router, zmq.POLLIN)
 
     # --- making links -----------------------------------------------------------------------
@@ -180,7 +177,7 @@ class DirectLinks:
             self._close(peer)
         self._welcome.intersection_update(peers)
         if self._entrance is not None:
-            self._entrance.keep(peers)
+            self._entrance.keep([peer.encode() for peer in peers])
         self._said = {peer: said for peer, said in self._said.items() if peer in peers}
 
     def check(self, peer: Peer, now: float) -> None:
@@ -194,6 +191,8 @@ class DirectLinks:
             self.traffic.refused_keys = self._gate.refused
         if self._entrance is not None:
             self._entrance.tick(now)
+            self.traffic.refused += self._entrance.refused
+            self._entrance.refused = 0
         for peer in [*self._waiting]:
             link = self._outgoing.get(peer)
             if link is None:
@@ -224,10 +223,10 @@ class DirectLinks:
             if reference is not None:
                 tag, rest = NAMED, [reference.to_bytes()]
         try:
-            if link.stream is not None:
-                taken = link.stream.send([header, *rest])
-            else:
+            if link.stream is None:
                 taken = _offer(link.dealer, [tag + header, *rest])
+            elif taken := link.stream.waiting < BULK_LIMIT_MESSAGES:
+                link.stream.send([header, *rest])
         except Broken:
             link.put_down()
             return False
@@ -245,8 +244,12 @@ class DirectLinks:
         """A message that came, or None; never waits. Raises Malformed, as `WireFormat.decode`."""
         self._hear_welcomes()
         self._flush()
-        if self._entrance is not None and (came := self._entrance.receive()) is not None:
-            return came
+        if self._entrance is not None:
+            self._entrance.accept()
+            for connection in [*self._entrance.connections.values()]:
+                message = self._entrance.receive(connection)
+                if message is not None:
+                    return connection.name.decode("ascii", "replace"), message
         while True:
             try:
                 source, *frames = received_frames(self._router)
@@ -279,7 +282,9 @@ class DirectLinks:
             if said is not None and bytes(header) == _packed(said[0]):
                 self._welcome.add(peer)
                 invitation = (
-                    b"" if self._entrance is None else self._entrance.invite(peer).to_bytes()
+                    b""
+                    if self._entrance is None
+                    else self._entrance.invite(peer.encode()).to_bytes()
                 )
                 self._answer(peer, WELCOME + header + invitation)
             else:
@@ -302,11 +307,8 @@ class DirectLinks:
                 return None
         raise Malformed(f"a direct message that begins with {tag!r}")
 
-    def _begun(self, frames: list[Frame]) -> Message:
-        message = self._wire.decode(frames, is_guarded=self._is_guarded)
-        if isinstance(message, Segment) and (place := self._place(message)) is not None:
-            return replace(message, payload=place)
-        return message
+    def _begun(self, frames: list[Frame]) -> tuple[Message, memoryview]:
+        return begun(self._wire, frames, self._is_guarded, self._place)
 
     def _read(self, header: Frame, reference: Reference) -> Message:
         """A message with what it names: a segment's bytes where they are, others' copied."""
@@ -345,8 +347,11 @@ class DirectLinks:
             link.up = True
         elif link.stream is None:
             with suppress(OSError, ValueError):
-                host = _host_of(link.endpoint)
-                link.stream = Outbound(host, Invitation.from_bytes(invitation), self._poller)
+                invited = Invitation.from_bytes(invitation)
+                address = host_of(link.endpoint), invited.port
+                link.stream = Connection.dialled(
+                    address, invited, self._poller, self._begun, hears=False
+                )
 
     def _flush(self) -> None:
         for link in self._outgoing.values():
@@ -405,11 +410,6 @@ def _offer(dealer: zmq.Socket[bytes], frames: list[Frame]) -> bool:
     except zmq.Again:
         return False
     return True
-
-
-def _host_of(endpoint: str) -> str:
-    """Of tcp://HOST:PORT."""
-    return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
 
 
 def _reachable(endpoint: str) -> bool:

@@ -20,3 +20,8 @@ def is_within_host(endpoint: str) -> bool:
     copies it."""
     transport, _, address = endpoint.partition("://")
     return transport == "ipc" or is_loopback(address.rpartition(":")[0])
+
+
+def host_of(endpoint: str) -> str:
+    """Of tcp://HOST:PORT, without the brackets of IPv6."""
+    return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")

@@ -15,10 +15,20 @@ from dataclasses import dataclass
 
 import zmq
 
+from fault.records import Peer
+from p2p.messages import Message
 from p2p.transport.hosts import is_within_host
 from p2p.transport.keys import PeerKeys, dial
-from p2p.transport.relay import HANDSHAKE_MS, HEARTBEAT_INTERVAL_MS, HEARTBEAT_TIMEOUT_MS
-from p2p.transport.wire import Frame
+from p2p.transport.placing import Place
+from p2p.transport.relay import (
+    HANDSHAKE_MS,
+    HEARTBEAT_INTERVAL_MS,
+    HEARTBEAT_TIMEOUT_MS,
+    RELAY,
+    STREAM,
+)
+from p2p.transport.relayed import RelayedStreams
+from p2p.transport.wire import Frame, WireFormat
 
 IDENTITY_LIMIT_BYTES = 253
 """ZeroMQ's 255, less the suffix of `ControlAndBulk`."""
@@ -27,6 +37,8 @@ CONNECT_TIMEOUT_MS = 3000
 COPY_BELOW_BYTES = 128 << 10
 """Handing a buffer over uncopied costs about 5 µs; on a 2-core machine it pays from 128 KiB on."""
 CONTROL_LIMIT_MESSAGES = 1000
+STREAMED_FROM_BYTES = 128 << 10
+"""What is smaller goes through ZeroMQ."""
 BULK_LIMIT_MESSAGES = 64
 """Per relay and direction, so with segments of 2 MiB at most 128 MiB wait in either."""
 
@@ -60,6 +72,9 @@ class Link:
         if not 0 < len(identity) <= 255 or identity[0] == 0:
             raise ValueError(f"{identity!r} cannot be the identity of a peer")
         self.traffic = Traffic()
+        self.streams: RelayedStreams | None = None
+        """For what is large; there are none before `stream`."""
+        self._relays = relays
         self._context = context or zmq.Context.instance()
         self._sockets: list[zmq.Socket[bytes]] = []
         self._poller = zmq.Poller()
@@ -100,9 +115,16 @@ class Link:
                 source, *frames = received_frames(dealer)
             except zmq.Again:
                 continue
+            if self.streams is not None and source == RELAY and frames[:1] == [STREAM]:
+                self.streams.on_invitation(self._last_received, frames)
+                continue
             self.traffic.received += 1
             return bytes(source), frames
         return None
+
+    def stream(self, poller: zmq.Poller, wire: WireFormat[Message], place: Place) -> None:
+        """From now on there are connections for what is large; `poller` is the owner's."""
+        self.streams = RelayedStreams(self._relays, self._sockets, poller, wire, place)
 
     def wait(self, timeout_ms: int) -> bool:
         """Whether something can be received, waiting for it at most this long."""
@@ -114,6 +136,8 @@ class Link:
 
     def close(self, linger_ms: int = 0) -> None:
         """What has not been sent when the context ends, `linger_ms` later at most, is lost."""
+        if self.streams is not None:
+            self.streams.close()
         for dealer in self._sockets:
             dealer.close(linger=linger_ms)
 
@@ -147,6 +171,27 @@ class ControlAndBulk:
     def send_bulk(self, destination: bytes, frames: Sequence[Frame]) -> bool:
         """For segments and parts of states."""
         return self.bulk.send(destination + self.BULK, frames)
+
+    def stream(self, poller: zmq.Poller, wire: WireFormat[Message], place: Place) -> None:
+        """From now on what is large may go over connections of our own, as `poller` tells."""
+        self.bulk.stream(poller, wire, place)
+
+    def send_streamed(self, destination: bytes, header: Frame, payload: Frame) -> bool:
+        """False when there is no such connection with room. The payload must not be changed after,
+        and needs no checksum."""
+        streams = self.bulk.streams
+        return streams is not None and streams.send(destination + self.BULK, header, payload)
+
+    def receive_streamed(self) -> tuple[bytes, Message] | None:
+        """What came over such a connection, or None. Raises Malformed."""
+        received = self.bulk.streams.receive() if self.bulk.streams is not None else None
+        if received is None:
+            return None
+        return received[0].removesuffix(self.BULK), received[1]
+
+    def tick(self, now: float) -> None:
+        if self.bulk.streams is not None:
+            self.bulk.streams.tick(now)
 
     def receive(self) -> tuple[bytes, list[Frame]] | None:
         """A waiting message, control before bulk, or None. See `Link.receive`."""
@@ -221,3 +266,13 @@ def received_frames(socket: zmq.Socket[bytes]) -> list[Frame]:
         frame.bytes if len(frame) < COPY_BELOW_BYTES else frame.buffer
         for frame in socket.recv_multipart(zmq.NOBLOCK, copy=False)
     ]
+
+
+def relay_bulk(link: ControlAndBulk, wire: WireFormat[Message], to: Peer, message: Message) -> bool:
+    """Hands what may be large to a relay by the fastest way that there is; False without any."""
+    if len(getattr(message, "payload", b"")) >= STREAMED_FROM_BYTES:
+        header, payload = wire.encode(message, hashed=False)
+        if link.send_streamed(to.encode(), header, payload):
+            return True
+    frames = wire.encode(message, hashed=not link.is_within_host)
+    return link.send_bulk(to.encode(), frames)

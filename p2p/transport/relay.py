@@ -4,10 +4,11 @@
 
 A peer sends [destination, frames…]; the destination gets [source, frames…]. The relay looks at
 nothing else and copies no payload. A message to `relay` of the one frame `stats` is answered with
-the counters as a msgpack map.
+the counters as a msgpack map, and `stream` with an invitation to a connection beside ZeroMQ, on
+which large messages go faster (`exchange.py`).
 
 It never waits for anybody. What cannot be delivered now is counted and dropped, for the peers ask
-again. What it holds for one destination that does not read is bounded twice: messages of
+again. What it holds by ZeroMQ for one destination that does not read is bounded twice: messages of
 `LARGE_BYTES` and more by their bytes (`--queue-bytes`, counted from when they are accepted until
 ZeroMQ has written them out), smaller ones by ZeroMQ's own limit of `SEND_LIMIT_MESSAGES`. A
 destination that stays silent for `HEARTBEAT_TIMEOUT_MS` loses its connection, and the relay what it
@@ -28,6 +29,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -40,12 +42,14 @@ from zmq.utils.monitor import recv_monitor_message
 
 from fault.errors import InputError, MayflyError
 from p2p.transport.allocation import keep_large_blocks
-from p2p.transport.hosts import is_loopback
+from p2p.transport.exchange import UNIX_SUFFIX, Exchange
+from p2p.transport.hosts import host_of, is_loopback
 from p2p.transport.keys import Gate, RelayKeys
+from p2p.transport.stream import Address
 
 RELAY = b"relay"
 """The identity that the relay itself answers to."""
-STATS = b"stats"
+STATS, STREAM = b"stats", b"stream"
 
 QUEUE_BYTES = 64 << 20
 LARGE_BYTES = 64 << 10
@@ -59,7 +63,8 @@ HEARTBEAT_TIMEOUT_MS = 5000
 HANDSHAKE_MS = 5000
 FRAMES_LIMIT = 8
 BATCH_MESSAGES = 256
-IPC_PATH_LIMIT = 107
+IPC_PATH_LIMIT = 107 - len(UNIX_SUFFIX)
+TICK_MS = 1000
 QUEUES_SWEPT_ABOVE = 256
 REFUSALS = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -115,8 +120,9 @@ class _Queue:
 class Relay:
     """One ROUTER socket on any number of endpoints. Owned by one thread.
 
-    Raises InputError for an endpoint that cannot be bound, or that others can reach when there are
-    no `keys`.
+    Those of our own connections are beside them, over TCP at `stream_port` (0: any). Raises
+    InputError for an endpoint that cannot be bound, or that others can reach when there are no
+    `keys`.
     """
 
     def __init__(
@@ -124,6 +130,7 @@ class Relay:
         endpoints: Sequence[str],
         queue_bytes: int = QUEUE_BYTES,
         keys: RelayKeys | None = None,
+        stream_port: int = 0,
     ) -> None:
         self.counters = Counters()
         self.endpoints: list[str] = []
@@ -141,30 +148,49 @@ class Relay:
         self._monitor = self._router.get_monitor_socket(
             zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | REFUSALS
         )
+        self._poller = zmq.Poller()
+        self._exchange: Exchange | None = None
         try:
             for endpoint in endpoints:
                 self._bind(endpoint)
+            addresses = [_beside(endpoint, stream_port) for endpoint in self.endpoints]
+            self._exchange = Exchange(
+                *(addresses, self._poller, keys is not None, queue_bytes, self.counters),
+                self._forward_large,
+            )
+        except OSError as error:
+            self.close()
+            raise InputError(f"the relay cannot listen for streams: {error.strerror}") from None
         except BaseException:
             self.close()
             raise
 
     def serve(self, stop: socket.socket) -> None:
         """Hands messages on until `stop` has something to read."""
-        poller = zmq.Poller()
         for each in (self._router, self._monitor, stop):
-            poller.register(each, zmq.POLLIN)
+            self._poller.register(each, zmq.POLLIN)
         handlers: dict[object, Callable[[], None]] = {
             self._router: self._forward_waiting,
             self._monitor: self._count_connections,
         }
+        assert self._exchange is not None
+        ticked_at = 0.0
         while True:
-            for ready, _ in poller.poll():
-                handler = handlers.get(ready)
-                if handler is None:  # `stop`, which the poller names by its descriptor
+            for ready, _ in self._poller.poll(TICK_MS):
+                if ready == stop.fileno():  # the poller names sockets of others by descriptors
                     return
-                handler()
+                handler = handlers.get(ready)
+                if handler is not None:
+                    handler()
+                else:
+                    self._exchange.serve(ready)
+            if time.monotonic() - ticked_at > TICK_MS / 1000:
+                ticked_at = time.monotonic()
+                self._exchange.tick()
 
     def close(self) -> None:
+        if self._exchange is not None:
+            self._exchange.entrance.close()
         # a full monitor would hold up ZeroMQ's own thread, and that this one
         for endpoint in self.endpoints:
             self._router.unbind(endpoint)
@@ -236,6 +262,11 @@ class Relay:
             if size >= LARGE_BYTES:
                 queue.add(tracked.tracker, source, size)
 
+    def _forward_large(
+        self, source: bytes, destination: bytes, header: bytes, payload: memoryview
+    ) -> None:
+        self._forward([zmq.Frame(frame) for frame in (source, destination, header, payload)])
+
     def _send(self, frames: list[zmq.Frame]) -> bool:
         try:
             self._router.send_multipart(frames, zmq.NOBLOCK, copy=False)
@@ -249,12 +280,16 @@ class Relay:
         return False
 
     def _answer(self, source: zmq.Frame, request: list[zmq.Frame]) -> None:
-        if [frame.bytes for frame in request] != [STATS]:
+        asked = [frame.bytes for frame in request]
+        if asked == [STATS]:
+            self.counters.peers = len(self._connections)
+            answer = [msgpack.packb(asdict(self.counters))]
+        elif asked == [STREAM] and self._exchange is not None:
+            answer = [STREAM, self._exchange.entrance.invite(source.bytes).to_bytes()]
+        else:
             self.counters.dropped += 1
             return
-        self.counters.peers = len(self._connections)
-        report = msgpack.packb(asdict(self.counters))
-        self._send([source, zmq.Frame(RELAY), zmq.Frame(report)])
+        self._send([source, zmq.Frame(RELAY), *map(zmq.Frame, answer)])
 
     def _queue(self, destination: bytes) -> _Queue:
         queue = self._queues.get(destination)
@@ -308,6 +343,13 @@ def _prepare_folder(path: Path) -> None:
         raise InputError(f"others may enter {path.parent}: make it yours, with mode 700")
 
 
+def _beside(endpoint: str, port: int) -> Address:
+    """Where our own connections come in beside a ZeroMQ endpoint."""
+    if endpoint.startswith("ipc://"):
+        return Path(endpoint.removeprefix("ipc://") + UNIX_SUFFIX)
+    return host_of(endpoint), port
+
+
 def _announce(file: Path, endpoints: Sequence[str]) -> None:
     # renamed, so that who waits for the file never reads half of it
     draft = file.with_name(f".{file.name}.{os.getpid()}")
@@ -322,6 +364,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--ready-file", type=Path, help="gets the endpoints, one a line, once bound"
     )
     parser.add_argument("--queue-bytes", type=int, default=QUEUE_BYTES, help="per destination")
+    parser.add_argument(
+        "--stream-port", type=int, default=0, help="for large messages over TCP (default: any)"
+    )
     parser.add_argument("--keys", type=Path, help="relay.key, as 'p2p-launch keys' writes it")
     options = parser.parse_args(arguments)
     keep_large_blocks()
@@ -333,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: None)
     try:
         keys = RelayKeys.read(options.keys) if options.keys is not None else None
-        relay = Relay(options.bind, options.queue_bytes, keys)
+        relay = Relay(options.bind, options.queue_bytes, keys, options.stream_port)
     except MayflyError as error:
         print(f"relay: {error}", file=sys.stderr)
         return error.exit_code

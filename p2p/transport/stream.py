@@ -1,17 +1,18 @@
-"""Messages over a TCP connection of our own, one way: for links that carry much (`direct.py`).
+"""Messages over a connection of our own, beside ZeroMQ's: for what is large.
 
 ZeroMQ receives in a thread of its own, into memory that has left the processor's cache when the
-message is whole. Here the one thread that adds also receives, and what it adds was just written.
+message is whole. Here the one thread that adds also receives, and what it adds was just written;
+a total can be received where it is to lie.
 
 Whoever listens gives out tickets (`Entrance.invite`), over a connection that is authenticated. One
-connection can be opened with each; it begins with the ticket and goes on with messages:
+connection can be opened with each; it begins with the ticket and goes on with messages, both ways:
 
     number of frames: 1 byte | length of the header, of the payload: 4 bytes each, little-endian
     header | payload
 
 If the entrance seals, the ticket comes with a key, and each of these parts, of the payload every
-`RECORD_BYTES`, is sealed with AES-256-GCM (NIST SP 800-38D); the nonce counts from 1. So whoever
-changes, repeats, reorders or leaves out anything breaks the connection.
+`RECORD_BYTES`, is sealed with AES-256-GCM (NIST SP 800-38D); the nonce is the direction and a
+count. So whoever changes, repeats, reorders or leaves out anything breaks the connection.
 
 All of it is owned by one thread and never waits. Not here: what the frames hold (`wire.py`), where
 a payload is to lie, and whom to give a ticket.
@@ -23,25 +24,22 @@ import secrets
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import zmq
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from fault.records import Peer
-from p2p.messages import Message
-from p2p.transport.link import BULK_LIMIT_MESSAGES
 from p2p.transport.wire import PAYLOAD_LIMIT_BYTES, Frame, Malformed
 
 RECORD_BYTES = 256 << 10
 """What is sealed or opened at once; both copies of it fit into a core's cache."""
 HEADER_LIMIT_BYTES = 64 << 10
-TAG_BYTES, KEY_BYTES, NONCE_BYTES = 16, 32, 12
-TICKET_BYTES = 16
+TAG_BYTES, KEY_BYTES, TICKET_BYTES = 16, 32, 16
 STRANGERS_LIMIT = 64
 """Connections that have not shown a ticket yet; beyond that the oldest is closed,"""
 STRANGERS_S = 5.0
@@ -49,12 +47,15 @@ STRANGERS_S = 5.0
 SILENCE_MS = 5000
 """A connection ends when so long nothing of what was sent is acknowledged."""
 _PREFIX = struct.Struct("<BII")
+_NONCE = struct.Struct("<IQ")
 _INVITATION = struct.Struct(f"<H{TICKET_BYTES}s")
 
-
-Begin = Callable[[list[Frame]], Message]
-"""Makes a message of a header and of memory as long as its payload, which is yet to come. It will
-be written where the message says that it is. Raises Malformed."""
+M = TypeVar("M")
+Begin = Callable[[list[Frame]], tuple[M, memoryview]]
+"""Makes a message of its header and of memory as long as its payload, if it has one, which is yet
+to come; says where that is to be written. Raises Malformed."""
+Address = tuple[str, int] | Path
+"""An IP address and a port, or a Unix socket."""
 
 
 class Broken(Exception):
@@ -65,6 +66,7 @@ class Invitation(NamedTuple):
     """What a connection can be opened with, once."""
 
     port: int
+    """0 where there are Unix sockets only."""
     ticket: bytes
     key: bytes
     """Empty where nothing is sealed."""
@@ -73,19 +75,22 @@ class Invitation(NamedTuple):
         return _INVITATION.pack(self.port, self.ticket) + self.key
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Invitation:
+    def from_bytes(cls, data: Frame) -> Invitation:
         """Raises ValueError."""
         if len(data) not in (_INVITATION.size, _INVITATION.size + KEY_BYTES):
             raise ValueError(f"an invitation of {len(data)} bytes")
         port, ticket = _INVITATION.unpack_from(data)
-        return cls(port, ticket, data[_INVITATION.size :])
+        return cls(port, ticket, bytes(data[_INVITATION.size :]))
 
 
 class _Seal:
-    """One end of one way."""
+    """One direction of one connection."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, direction: int) -> None:
+        self.sealed = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))
+        self.plain = memoryview(bytearray(RECORD_BYTES))
         self._cipher = AESGCM(key)
+        self._direction = direction
         self._count = 0
 
     def close(self, plain: Frame, sealed: memoryview) -> None:
@@ -99,65 +104,126 @@ class _Seal:
 
     def _nonce(self) -> bytes:
         self._count += 1
-        return self._count.to_bytes(NONCE_BYTES, "little")
+        return _NONCE.pack(self._direction, self._count)
 
 
-class Outbound:
-    """The sending end, connecting to `host` (an IP address).
+class Connection(Generic[M]):
+    """Either end of one. Whatever raises Broken has to be followed by `close`."""
 
-    Raises OSError where there can be no connection. All else raises Broken when it has ended.
-    """
-
-    def __init__(self, host: str, invitation: Invitation, poller: zmq.Poller) -> None:
+    def __init__(self, connected: socket.socket, poller: zmq.Poller, begin: Begin[M]) -> None:
+        self.name = b""
+        """Of whoever showed a ticket here."""
+        self.since: float | None = None
+        """When it was first seen without one; the entrance's."""
         self.is_open = False
-        """It is connected, and the ticket shown."""
+        """The ticket was shown, so messages can be sent."""
+        self.sent_bytes = 0
+        self._socket = connected
         self._poller = poller
-        self._seal = _Seal(invitation.key) if invitation.key else None
-        self._sealed = memoryview(bytearray(RECORD_BYTES + TAG_BYTES)) if invitation.key else None
+        self._begin = begin
+        self._events = 0
+        self._outward: _Seal | None = None
+        self._inward: _Seal | None = None
         self._waiting: deque[Sequence[Frame]] = deque()
-        self._parts: Iterator[list[Frame]] = iter([[invitation.ticket]])
+        self._parts: Iterator[list[Frame]] = iter(())
         self._unsent: list[Frame] = []
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
-        _configure(self._socket)
-        with suppress(BlockingIOError):
-            self._socket.connect((host, invitation.port))
-        poller.register(self._socket, zmq.POLLOUT)
+        self._received: Iterator[M | None] = iter(())
+        connected.setblocking(False)
 
-    def send(self, frames: Sequence[Frame]) -> bool:
+    @classmethod
+    def dialled(
+        cls,
+        address: Address,
+        invitation: Invitation,
+        poller: zmq.Poller,
+        begin: Begin[M],
+        hears: bool = True,
+    ) -> Connection[M]:
+        """To an entrance; whoever does not hear must not be sent anything.
+
+        Raises OSError where there can be no connection.
+        """
+        made = cls(_new_socket(address), poller, begin)
+        made._seal(invitation.key, 0, 1)
+        made._parts = iter([[invitation.ticket]])
+        made._received = made._messages()
+        try:
+            with suppress(BlockingIOError):
+                made._socket.connect(address if isinstance(address, tuple) else str(address))
+        except OSError:
+            made._socket.close()
+            raise
+        made._watch((zmq.POLLIN if hears else 0) | zmq.POLLOUT)
+        return made
+
+    @classmethod
+    def accepted(
+        cls, taken: socket.socket, poller: zmq.Poller, entrance: Entrance[M]
+    ) -> Connection[M]:
+        """By an entrance, which is asked for the ticket."""
+        made = cls(taken, poller, entrance.begin)
+        made._received = made._after_ticket(entrance)
+        made._watch(zmq.POLLIN)
+        return made
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def waiting(self) -> int:
+        """Messages of which nothing has been sent yet."""
+        return len(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """All has been sent."""
+        return not self._waiting and not self._unsent
+
+    def send(self, frames: Sequence[Frame]) -> None:
         """A header, or a header and a payload, which is not copied and must not be changed after.
 
-        False when there is no room, or the header is longer than `HEADER_LIMIT_BYTES`.
+        The header has `HEADER_LIMIT_BYTES` at most.
         """
-        if len(self._waiting) >= BULK_LIMIT_MESSAGES or len(frames[0]) > HEADER_LIMIT_BYTES:
-            return False
         self._waiting.append(frames)
         self.flush()
-        return True
 
     def flush(self) -> None:
         """Writes what can be written now."""
         try:
             while self._unsent or self._begin_next():
                 sent = self._socket.sendmsg(self._unsent)
+                self.sent_bytes += sent
                 self._unsent = _rest(self._unsent, sent)
         except BlockingIOError:
-            self._poller.register(self._socket, zmq.POLLOUT)
+            self._watch(self._events | zmq.POLLOUT)
         except OSError as error:
             raise Broken(str(error)) from None
 
+    def receive(self) -> M | None:
+        """A message that came whole, or None; raises Malformed as well, which also is the end."""
+        return next(self._received)
+
     def close(self) -> None:
-        if self._socket in self._poller:
-            self._poller.unregister(self._socket)
+        self._watch(0)
         self._socket.close()
+
+    def _seal(self, key: bytes, outward: int, inward: int) -> None:
+        if key:
+            self._outward, self._inward = _Seal(key, outward), _Seal(key, inward)
+
+    def _watch(self, events: int) -> None:
+        if events != self._events:
+            self._poller.register(self._socket, events)  # which, with 0, unregisters
+            self._events = events
+
+    # --- sending ----------------------------------------------------------------------------
 
     def _begin_next(self) -> bool:
         """The next part is what is to be sent; False when there is none."""
         while (part := next(self._parts, None)) is None:
             self.is_open = True
             if not self._waiting:
-                if self._socket in self._poller:
-                    self._poller.unregister(self._socket)
+                self._watch(self._events & ~zmq.POLLOUT)
                 return False
             self._parts = self._message(*self._waiting.popleft())
         self._unsent = part
@@ -167,81 +233,62 @@ class Outbound:
         """A message as it travels, part by part; each is sent before the next is made."""
         payload = memoryview(payloads[0] if payloads else b"")
         prefix = _PREFIX.pack(1 + len(payloads), len(header), len(payload))
-        if self._seal is None or self._sealed is None:
+        seal = self._outward
+        if seal is None:
             yield [prefix, header, payload]
             return
         head = memoryview(bytearray(len(prefix) + len(header) + 2 * TAG_BYTES))
-        self._seal.close(prefix, head[: len(prefix) + TAG_BYTES])
-        self._seal.close(header, head[len(prefix) + TAG_BYTES :])
+        seal.close(prefix, head[: len(prefix) + TAG_BYTES])
+        seal.close(header, head[len(prefix) + TAG_BYTES :])
         yield [head]
         for start in range(0, len(payload), RECORD_BYTES):
             record = payload[start : start + RECORD_BYTES]
-            sealed = self._sealed[: len(record) + TAG_BYTES]
-            self._seal.close(record, sealed)
+            sealed = seal.sealed[: len(record) + TAG_BYTES]
+            seal.close(record, sealed)
             yield [sealed]
 
+    # --- receiving --------------------------------------------------------------------------
 
-class _Inbound:
-    """The receiving end of a connection that has come to the entrance."""
-
-    def __init__(self, accepted: socket.socket, entrance: Entrance) -> None:
-        self.socket = accepted
-        self.peer: Peer | None = None
-        """Who shows whose ticket."""
-        self.since: float | None = None
-        """When it was first seen without one."""
-        self._entrance = entrance
-        self._seal: _Seal | None = None
-        self._sealed = self._plain = memoryview(b"")
-        self._messages = self._read()
-
-    def receive(self) -> Message | None:
-        """A whole message, or None when there is none yet.
-
-        Raises Broken at its end, and Malformed, which is the end as well.
-        """
-        return next(self._messages)
-
-    def _read(self) -> Generator[Message | None, None, None]:
+    def _after_ticket(self, entrance: Entrance[M]) -> Iterator[M | None]:
         ticket = memoryview(bytearray(TICKET_BYTES))
         yield from self._fill(ticket)
-        self.peer, key = self._entrance.admit(self, bytes(ticket))
-        if key:
-            self._seal = _Seal(key)
-            self._sealed = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))
-            self._plain = memoryview(bytearray(RECORD_BYTES))
+        self.name, key = entrance.admit(self, bytes(ticket))
+        self._seal(key, 1, 0)
+        self.is_open = True
+        yield from self._messages()
+
+    def _messages(self) -> Iterator[M | None]:
         prefix = memoryview(bytearray(_PREFIX.size))
         while True:
             yield from self._part(prefix)
             frames, header_bytes, payload_bytes = _PREFIX.unpack(prefix)
-            if (
-                frames not in (1, 2)
-                or header_bytes > HEADER_LIMIT_BYTES
-                or payload_bytes > PAYLOAD_LIMIT_BYTES
-            ):
+            if header_bytes > HEADER_LIMIT_BYTES or payload_bytes > PAYLOAD_LIMIT_BYTES:
                 raise Broken("a message that is longer than one may be")
             header = memoryview(bytearray(header_bytes))
             yield from self._part(header)
             begun: list[Frame] = [header.tobytes(), np.empty(payload_bytes, np.uint8).data]
-            message = self._entrance.begin(begun[:frames])
-            yield from self._part(memoryview(getattr(message, "payload", b"")))
+            message, place = self._begin(begun[:frames])
+            if len(place) != payload_bytes:
+                raise Broken("a message of another kind than its length")
+            yield from self._part(place)
             yield message
 
     def _part(self, part: memoryview) -> Iterator[None]:
-        if self._seal is None:
+        seal = self._inward
+        if seal is None:
             yield from self._fill(part)
             return
         for start in range(0, len(part), RECORD_BYTES):
             record = part[start : start + RECORD_BYTES]
-            sealed, plain = self._sealed[: len(record) + TAG_BYTES], self._plain[: len(record)]
+            sealed, plain = seal.sealed[: len(record) + TAG_BYTES], seal.plain[: len(record)]
             yield from self._fill(sealed)
-            self._seal.open(sealed, plain)
+            seal.open(sealed, plain)
             record[:] = plain  # what is not what was sent must not get where others may read it
 
     def _fill(self, part: memoryview) -> Iterator[None]:
         while len(part):
             try:
-                size = self.socket.recv_into(part)
+                size = self._socket.recv_into(part)
             except BlockingIOError:
                 yield None
                 continue
@@ -252,122 +299,159 @@ class _Inbound:
             part = part[size:]
 
 
-class Entrance:
-    """Where connections come in, at a port of its own of `host` (an IP address).
+class Entrance(Generic[M]):
+    """Where connections come in, at `addresses`; those with a port have the same one.
 
-    Raises OSError when it cannot listen there.
+    A port of 0 is any that is free. Raises OSError when it cannot listen there.
     """
 
-    def __init__(self, host: str, poller: zmq.Poller, seals: bool, begin: Begin) -> None:
+    def __init__(
+        self, addresses: Sequence[Address], poller: zmq.Poller, seals: bool, begin: Begin[M]
+    ) -> None:
         self.begin = begin
         self.refused = 0
         """Connections without a ticket that counts."""
+        self.connections: dict[int, Connection[M]] = {}
+        """By their descriptors,"""
+        self.named: dict[bytes, Connection[M]] = {}
+        """and by whose they are."""
         self._poller = poller
         self._seals = seals
-        self._tickets: dict[bytes, tuple[Peer, bytes]] = {}
-        self._inbound: deque[_Inbound] = deque()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family, backlog=STRANGERS_LIMIT)
-        self._listener.setblocking(False)
+        self._tickets: dict[bytes, tuple[bytes, bytes]] = {}
+        """Whose they are, and the key."""
+        self._files: list[tuple[Path, int]] = []
+        self._listeners: list[socket.socket] = []
+        self._port = 0
+        try:
+            for address in addresses:
+                self._listen(address)
+        except OSError:
+            self.close()
+            raise
 
-    def invite(self, peer: Peer) -> Invitation:
-        """For this peer; what it was given before counts no more."""
-        self._forget(lambda each: each == peer)
+    def invite(self, name: bytes) -> Invitation:
+        """Whoever has this name; what it was given before counts no more."""
+        self._forget(lambda each: each == name)
         key = secrets.token_bytes(KEY_BYTES) if self._seals else b""
-        invitation = Invitation(
-            self._listener.getsockname()[1], secrets.token_bytes(TICKET_BYTES), key
-        )
-        self._tickets[invitation.ticket] = peer, key
-        self._listen_on_demand()
+        invitation = Invitation(self._port, secrets.token_bytes(TICKET_BYTES), key)
+        self._tickets[invitation.ticket] = name, key
+        self._accept_on_demand()
         return invitation
 
-    def admit(self, inbound: _Inbound, ticket: bytes) -> tuple[Peer, bytes]:
-        """Whose ticket it is, and its key; an older connection of the same peer ends."""
-        peer, key = self._tickets.pop(ticket, ("", b""))
-        if not peer:
+    def admit(self, connection: Connection[M], ticket: bytes) -> tuple[bytes, bytes]:
+        """Whose ticket it is, and its key; an older connection of the same name ends.
+
+        Raises Broken for a ticket that does not count.
+        """
+        name, key = self._tickets.pop(ticket, (b"", b""))
+        if not name:
             raise Broken("no ticket")
-        self._listen_on_demand()
-        for each in [each for each in self._inbound if each.peer == peer]:
-            self._end(each)
-        return peer, key
+        self._accept_on_demand()
+        if (older := self.named.get(name)) is not None:
+            self.end(older)
+        self.named[name] = connection
+        return name, key
 
-    def receive(self) -> tuple[Peer, Message] | None:
-        """A message that came whole, and of whom, or None. Raises Malformed."""
-        if self._tickets:
-            self._accept()
-        for _ in range(len(self._inbound)):
-            # from the one after the last, so that nobody starves the others
-            self._inbound.rotate(-1)
-            inbound = self._inbound[-1]
-            try:
-                message = inbound.receive()
-            except Broken:
-                self.refused += inbound.peer is None
-                self._end(inbound)
-                continue
-            except Malformed:
-                self._end(inbound)
-                raise
-            if message is not None and inbound.peer is not None:
-                return inbound.peer, message
-        return None
+    def accept(self) -> None:
+        """Lets in who waits, if anybody is expected."""
+        for listener in self._listeners if self._tickets else ():
+            with suppress(BlockingIOError, ConnectionError):
+                while True:
+                    taken, _ = listener.accept()
+                    _configure(taken)
+                    made = Connection.accepted(taken, self._poller, self)
+                    self.connections[made.fileno()] = made
+                    strangers = [each for each in self.connections.values() if not each.name]
+                    if len(strangers) > STRANGERS_LIMIT:
+                        self.end(strangers[0])
 
-    def keep(self, peers: Collection[Peer]) -> None:
+    def receive(self, connection: Connection[M]) -> M | None:
+        """What came from it; ends it when it is broken. Raises Malformed."""
+        try:
+            return connection.receive()
+        except Broken:
+            self.end(connection)
+            return None
+        except Malformed:
+            self.end(connection)
+            raise
+
+    def end(self, connection: Connection[M]) -> None:
+        if self.connections.pop(connection.fileno(), None) is None:
+            return
+        if self.named.get(connection.name) is connection:
+            del self.named[connection.name]
+        self.refused += not connection.name
+        connection.close()
+
+    def keep(self, names: Collection[bytes]) -> None:
         """Nothing more from all others."""
-        self._forget(lambda each: each not in peers)
-        for inbound in [*self._inbound]:
-            if inbound.peer is not None and inbound.peer not in peers:
-                self._end(inbound)
+        self._forget(lambda each: each not in names)
+        for name in [name for name in self.named if name not in names]:
+            self.end(self.named[name])
 
     def tick(self, now: float) -> None:
-        for inbound in [each for each in self._inbound if each.peer is None]:
-            if inbound.since is None:
-                inbound.since = now
-            if now - inbound.since > STRANGERS_S:
-                self.refused += 1
-                self._end(inbound)
+        for each in [each for each in self.connections.values() if not each.name]:
+            each.since = now if each.since is None else each.since
+            if now - each.since > STRANGERS_S:
+                self.end(each)
 
     def close(self) -> None:
-        for inbound in [*self._inbound]:
-            self._end(inbound)
+        for each in [*self.connections.values()]:
+            self.end(each)
         self._forget(lambda each: True)
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
+        for file, inode in self._files:
+            with suppress(FileNotFoundError):
+                if file.stat().st_ino == inode:  # no successor's
+                    file.unlink()
 
-    def _accept(self) -> None:
-        with suppress(BlockingIOError, ConnectionError):
-            while True:
-                accepted, _ = self._listener.accept()
-                _configure(accepted)
-                self._poller.register(accepted, zmq.POLLIN)
-                self._inbound.append(_Inbound(accepted, self))
-                strangers = [each for each in self._inbound if each.peer is None]
-                if len(strangers) > STRANGERS_LIMIT:
-                    self.refused += 1
-                    self._end(strangers[0])
+    def _listen(self, address: Address) -> None:
+        if isinstance(address, Path):
+            address.unlink(missing_ok=True)  # of a former process
+            listener = socket.socket(socket.AF_UNIX)
+            self._listeners.append(listener)
+            listener.bind(str(address))
+            self._files.append((address, address.stat().st_ino))
+            listener.listen(STRANGERS_LIMIT)
+        else:
+            listener = socket.create_server(
+                (address[0], self._port or address[1]),
+                family=_family(address[0]),
+                backlog=STRANGERS_LIMIT,
+            )
+            self._listeners.append(listener)
+            self._port = listener.getsockname()[1]
+        listener.setblocking(False)
 
-    def _end(self, inbound: _Inbound) -> None:
-        self._inbound.remove(inbound)
-        self._poller.unregister(inbound.socket)
-        inbound.socket.close()
-
-    def _forget(self, is_forgotten: Callable[[Peer], bool]) -> None:
+    def _forget(self, is_forgotten: Callable[[bytes], bool]) -> None:
         self._tickets = {
-            ticket: (peer, key)
-            for ticket, (peer, key) in self._tickets.items()
-            if not is_forgotten(peer)
+            ticket: (name, key)
+            for ticket, (name, key) in self._tickets.items()
+            if not is_forgotten(name)
         }
-        self._listen_on_demand()
+        self._accept_on_demand()
 
-    def _listen_on_demand(self) -> None:
-        """Nobody is let in while nobody is expected."""
-        if self._tickets:
-            self._poller.register(self._listener, zmq.POLLIN)
-        elif self._listener in self._poller:
-            self._poller.unregister(self._listener)
+    def _accept_on_demand(self) -> None:
+        for listener in self._listeners:
+            self._poller.register(listener, zmq.POLLIN if self._tickets else 0)
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _new_socket(address: Address) -> socket.socket:
+    family = socket.AF_UNIX if isinstance(address, Path) else _family(address[0])
+    made = socket.socket(family, socket.SOCK_STREAM)
+    _configure(made)
+    return made
 
 
 def _configure(connection: socket.socket) -> None:
-    connection.setblocking(False)
+    if connection.family == socket.AF_UNIX:
+        return
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):

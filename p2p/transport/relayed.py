@@ -1,0 +1,139 @@
+"""A peer's connections of its own to its relays, for what is large; beside those of ZeroMQ.
+
+For each relay one is asked for, through ZeroMQ, and asked for again when it ended. Where there is
+none (its port may be closed), what is large goes through ZeroMQ as well.
+
+Owned by one thread. Not here: what travels this way (`link.py`).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from p2p.messages import Message
+from p2p.transport.exchange import UNIX_SUFFIX, addressed, opened
+from p2p.transport.hosts import host_of
+from p2p.transport.placing import Place, begun
+from p2p.transport.relay import RELAY, STREAM
+from p2p.transport.stream import Address, Broken, Connection, Invitation
+from p2p.transport.wire import Frame, WireFormat
+
+ASK_EVERY_S = 1.0
+STALLED_S = 3.0
+"""A connection that takes nothing of what it has for so long is closed."""
+WAITING_LIMIT = 32
+"""Messages that may wait for a relay."""
+
+Received = tuple[bytes, Message]
+
+
+@dataclass(slots=True)
+class _Way:
+    """To one relay."""
+
+    relay: str
+    dealer: zmq.Socket[bytes]
+    connection: Connection[Received] | None = None
+    asked_at: float = -float("inf")
+    moved: tuple[int, float] = (0, 0.0)
+    """How much was sent, and since when it has not been more."""
+
+
+class RelayedStreams:
+    """Those of the peer that `dealers` are of, one to each of `relays`."""
+
+    def __init__(
+        self,
+        relays: Sequence[str],
+        dealers: Sequence[zmq.Socket[bytes]],
+        poller: zmq.Poller,
+        wire: WireFormat[Message],
+        place: Place,
+    ) -> None:
+        self._poller = poller
+        self._wire = wire
+        self._place = place
+        self._ways = [_Way(relay, dealer) for relay, dealer in zip(relays, dealers, strict=True)]
+        self._turn = 0
+
+    def tick(self, now: float) -> None:
+        for way in self._ways:
+            connection = way.connection
+            if connection is None:
+                if now - way.asked_at >= ASK_EVERY_S:
+                    way.asked_at = now
+                    with suppress(zmq.Again):
+                        way.dealer.send_multipart([RELAY, STREAM], zmq.NOBLOCK)
+            elif connection.is_idle or connection.sent_bytes != way.moved[0]:
+                way.moved = connection.sent_bytes, now
+            elif now - way.moved[1] > STALLED_S:
+                self._end(way)
+
+    def on_invitation(self, number: int, frames: Sequence[Frame]) -> None:
+        """The relay of this number has answered."""
+        way = self._ways[number]
+        if way.connection is None and len(frames) == 2:
+            with suppress(OSError, ValueError):
+                invitation = Invitation.from_bytes(frames[1])
+                way.connection = Connection.dialled(
+                    _address(way.relay, invitation.port), invitation, self._poller, self._begin
+                )
+
+    def send(self, destination: bytes, header: Frame, payload: Frame) -> bool:
+        """False when there is no connection with room; a payload must not be changed after."""
+        for _ in self._ways:
+            self._turn = (self._turn + 1) % len(self._ways)
+            way = self._ways[self._turn]
+            connection = way.connection
+            if connection is None or not connection.is_open or connection.waiting >= WAITING_LIMIT:
+                continue
+            try:
+                connection.send([addressed(destination, header), payload])
+            except Broken:
+                self._end(way)
+            else:
+                return True
+        return False
+
+    def receive(self) -> Received | None:
+        """A message and of whom, or None. Raises Malformed."""
+        for way in self._ways:
+            if way.connection is None:
+                continue
+            try:
+                way.connection.flush()
+                received = way.connection.receive()
+            except Broken:
+                self._end(way)
+            else:
+                if received is not None:
+                    return received
+        return None
+
+    def close(self) -> None:
+        for way in self._ways:
+            self._end(way)
+
+    def _begin(self, frames: list[Frame]) -> tuple[Received, memoryview]:
+        source, header, payload = opened(frames)[0]
+        message, place = begun(self._wire, [header, payload], is_guarded=True, place=self._place)
+        return (source, message), place
+
+    def _end(self, way: _Way) -> None:
+        if way.connection is not None:
+            way.connection.close()
+            way.connection = None
+
+
+def _address(relay: str, port: int) -> Address:
+    """Raises OSError for a name that cannot be resolved."""
+    if relay.startswith("ipc://"):
+        return Path(relay.removeprefix("ipc://") + UNIX_SUFFIX)
+    found = socket.getaddrinfo(host_of(relay), port, type=socket.SOCK_STREAM)
+    return str(found[0][4][0]), port
