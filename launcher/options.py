@@ -66,7 +66,8 @@ class Options:
     listen: str = "127.0.0.1:0"
     """Where the emulator listens; port 0 for any that is free."""
     relay_listen: str = ""
-    """HOST:PORT of the first relay, the others at the ports after it; empty for Unix sockets."""
+    """HOST:PORT of the first relay, the others at the ports after it, and after these the relays'
+    streams; empty for Unix sockets."""
     keys: Path | None = None
     """The folder with the run's keys, as `p2p-launch keys` writes them; None for new ones."""
     timing: Timing = field(default_factory=Timing)
@@ -195,9 +196,14 @@ def relay_endpoints(listen: str, relays: int) -> list[str]:
     return [f"tcp://{host}:{int(port) + number}" for number in range(relays)]
 
 
+def stream_ports(listen: str, relays: int) -> list[int]:
+    """Where the same relays take large messages."""
+    return [int(listen.rpartition(":")[2]) + relays + number for number in range(relays)]
+
+
 def _check_relay_address(listen: str, relays: int) -> None:
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) <= 65536 - relays:
+    if not host or not port.isdecimal() or not 0 < int(port) <= 65536 - 2 * relays:
         raise InputError(f"--relay-listen {listen}: write it as HOST:PORT, as in 192.0.2.7:7700")
     try:
         address = ip_address(host.removeprefix("[").removesuffix("]"))

@@ -19,7 +19,7 @@ from launcher.child import Child
 from launcher.database_server import short_folder
 from launcher.home import RunFolder, writing_to
 from launcher.inquiry import reproducible
-from launcher.options import relay_endpoints
+from launcher.options import relay_endpoints, stream_ports
 from launcher.platform import EVALUATION_SUFFIX, WORKER_SUFFIX
 from launcher.registry_server import RegistryServer
 from launcher.relay_counts import relay_counts
@@ -49,12 +49,14 @@ class Processes:
         """With the file in which each says that it is ready."""
         for number in range(plan["relays"]):
             if plan["relay_listen"]:
-                endpoint = relay_endpoints(plan["relay_listen"], plan["relays"])[number]
-                keys = ["--keys", str(folder.keys / RELAY_FILE)]
+                where = plan["relay_listen"], plan["relays"]
+                endpoint = relay_endpoints(*where)[number]
+                more = ["--stream-port", str(stream_ports(*where)[number])]
+                more += ["--keys", str(folder.keys / RELAY_FILE)]
             else:
-                endpoint, keys = f"ipc://{self._sockets / RELAY_NAME.format(number)}", []
+                endpoint, more = f"ipc://{self._sockets / RELAY_NAME.format(number)}", []
             ready = folder.path / f"relay-{number}.ready"
-            bind = ["p2p.transport.relay", "--bind", endpoint, *keys]
+            bind = ["p2p.transport.relay", "--bind", endpoint, *more]
             self._relay_endpoints.append(endpoint)
             self._relays.append((self._child(f"relay-{number}", bind, ready), ready))
         self._stores = [

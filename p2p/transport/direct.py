@@ -251,10 +251,10 @@ class DirectLinks:
                 if message is not None:
                     return connection.name.decode("ascii", "replace"), message
         while True:
-            try:
-                source, *frames = received_frames(self._router)
-            except zmq.Again:
+            received = received_frames(self._router)
+            if received is None:
                 return None
+            source, *frames = received
             peer = bytes(source).decode("ascii", "replace")
             message = self._opened(peer, frames)
             if message is not None:

@@ -45,7 +45,7 @@ from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.exchange import UNIX_SUFFIX, Exchange
 from p2p.transport.hosts import host_of, is_loopback
 from p2p.transport.keys import Gate, RelayKeys
-from p2p.transport.stream import Address
+from p2p.transport.stream import Address, are_unix_sockets_fast
 
 RELAY = b"relay"
 """The identity that the relay itself answers to."""
@@ -154,13 +154,16 @@ class Relay:
             for endpoint in endpoints:
                 self._bind(endpoint)
             addresses = [_beside(endpoint, stream_port) for endpoint in self.endpoints]
-            self._exchange = Exchange(
-                *(addresses, self._poller, keys is not None, queue_bytes, self.counters),
-                self._forward_large,
-            )
+            if are_unix_sockets_fast() or not any(isinstance(each, Path) for each in addresses):
+                self._exchange = Exchange(
+                    *(addresses, self._poller, keys is not None, queue_bytes, self.counters),
+                    self._forward_large,
+                )
         except OSError as error:
             self.close()
-            raise InputError(f"the relay cannot listen for streams: {error.strerror}") from None
+            at = f"port {stream_port}" if stream_port else ", ".join(map(str, addresses))
+            said = os.strerror(error.errno or 0)
+            raise InputError(f"the relay cannot listen at {at}: {said}") from None
         except BaseException:
             self.close()
             raise
@@ -173,7 +176,6 @@ class Relay:
             self._router: self._forward_waiting,
             self._monitor: self._count_connections,
         }
-        assert self._exchange is not None
         ticked_at = 0.0
         while True:
             for ready, _ in self._poller.poll(TICK_MS):
@@ -182,9 +184,9 @@ class Relay:
                 handler = handlers.get(ready)
                 if handler is not None:
                     handler()
-                else:
+                elif self._exchange is not None:
                     self._exchange.serve(ready)
-            if time.monotonic() - ticked_at > TICK_MS / 1000:
+            if self._exchange is not None and time.monotonic() - ticked_at > TICK_MS / 1000:
                 ticked_at = time.monotonic()
                 self._exchange.tick()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -31,11 +31,13 @@ def run(home: Path) -> Play:
 
 @pytest.fixture
 def relay_address() -> str:
-    """Where two relays may listen."""
+    """Where two relays may listen, for which they need four ports in a row."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as first:
             port: int = first.getsockname()[1]
-        with suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
+        with suppress(OSError, OverflowError), ExitStack() as stack:
+            for next_port in range(port + 1, port + 4):
+                stack.enter_context(socket.create_server(("127.0.0.1", next_port)))
             return f"127.0.0.1:{port}"
 
 

@@ -1,0 +1,346 @@
+"""Large messages through real relays, over connections beside ZeroMQ's, or else through that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgpack
+import pytest
+import zmq
+
+from p2p.messages import KINDS, Message, Segment
+from p2p.transport.exchange import UNIX_SUFFIX
+from p2p.transport.keys import PEER_FILE, RELAY_FILE, PeerKeys, new_keys, write_keys
+from p2p.transport.link import STREAMED_FROM_BYTES, ControlAndBulk, Link, relay_bulk
+from p2p.transport.relayed import STALLED_S
+from p2p.transport.stream import are_unix_sockets_fast
+from p2p.transport.wire import WireFormat
+
+WIRE: WireFormat[Message] = WireFormat(KINDS)
+MEBIBYTE = 1 << 20
+
+
+class RelayProcess:
+    def __init__(self, folder: Path, endpoint: str, *options: str) -> None:
+        self.ready = folder / "ready"
+        self._options = options
+        self.start(endpoint)
+
+    def start(self, endpoint: str) -> None:
+        self.ready.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "p2p.transport.relay", "--bind", endpoint]
+        command += ["--ready-file", str(self.ready), *self._options]
+        self.process = subprocess.Popen(command)
+        until(self.ready.exists)
+        self.endpoint = self.ready.read_text().strip()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def memory_bytes(self) -> int:
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class Peer:
+    """One peer's link, with all that it is told."""
+
+    def __init__(self, name: str, endpoints: list[str], keys: PeerKeys | None = None) -> None:
+        self.name = name
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.poller = zmq.Poller()
+        self.link = ControlAndBulk(name.encode(), endpoints, self.context, keys)
+        self.lent: memoryview | None = None
+        self.came: list[tuple[bytes, Message]] = []
+        self.link.stream(self.poller, WIRE, lambda segment: self.lent)
+        for each in self.link.sockets():
+            self.poller.register(each, zmq.POLLIN)
+
+    @property
+    def streams(self) -> int:
+        """How many connections are open."""
+        streams = self.link.bulk.streams
+        assert streams is not None
+        ways = [way.connection for way in streams._ways]
+        return len([each for each in ways if each is not None and each.is_open])
+
+    def turn(self) -> None:
+        self.poller.poll(10)
+        self.link.tick(time.monotonic())
+        while (received := self.link.receive()) is not None:
+            self.came.append((received[0], WIRE.decode(received[1], is_guarded=True)))
+        while (streamed := self.link.receive_streamed()) is not None:
+            self.came.append(streamed)
+
+    def send(self, to: str, segment: Segment) -> bool:
+        return relay_bulk(self.link, WIRE, to, segment)
+
+    def close(self) -> None:
+        self.link.close()
+        self.context.destroy(linger=0)
+
+
+def until(condition: Callable[[], object], *peers: Peer, seconds: float = 15.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        for peer in peers:
+            peer.turn()
+        time.sleep(0.001)
+
+
+def segment(size: int, unit: int = 0) -> Segment:
+    return Segment(1, 2, 3, unit, 5, "digest", os.urandom(size))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # pytest's own folders can be too long for the name of a socket
+    made = Path(tempfile.mkdtemp(prefix="relay-"))
+    yield made
+    shutil.rmtree(made)
+
+
+FAST_UNIX_SOCKETS = pytest.mark.skipif(
+    not are_unix_sockets_fast(), reason="the kernel allows small buffers only (net.core.wmem_max)"
+)
+WAYS = [pytest.param("ipc", marks=FAST_UNIX_SOCKETS), "tcp", "keys"]
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def keys(way: str, folder: Path) -> PeerKeys | None:
+    if way != "keys":
+        return None
+    write_keys(new_keys(), folder / "keys")
+    return PeerKeys.read(folder / "keys" / PEER_FILE)
+
+
+@pytest.fixture
+def relay(way: str, keys: PeerKeys | None, folder: Path) -> Iterator[RelayProcess]:
+    endpoint = f"ipc://{folder}/a" if way == "ipc" else "tcp://127.0.0.1:*"
+    options = ["--keys", str(folder / "keys" / RELAY_FILE)] if keys is not None else []
+    made = RelayProcess(folder, endpoint, *options)
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def peers(relay: RelayProcess, keys: PeerKeys | None) -> Iterator[Callable[[str], Peer]]:
+    made: list[Peer] = []
+
+    def make(name: str) -> Peer:
+        made.append(Peer(name, [relay.endpoint], keys))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def joined(*peers: Peer, streams: int = 1) -> None:
+    until(lambda: all(peer.streams == streams for peer in peers), *peers)
+
+
+def stats(relay: RelayProcess, keys: PeerKeys | None) -> dict[str, int]:
+    link = Link(b"asks", [relay.endpoint], keys=keys)
+    try:
+        until(lambda: link.send(b"relay", [b"stats"]))
+        assert link.wait(10_000)
+        answer = link.receive()
+        assert answer is not None
+        found: dict[str, int] = msgpack.unpackb(answer[1][0])
+        return found
+    finally:
+        link.close()
+
+
+def test_what_is_large_arrives_beside_zeromq(
+    peers: Callable[[str], Peer], relay: RelayProcess, keys: PeerKeys | None
+) -> None:
+    """Of every size and in both directions; what is small goes through ZeroMQ as ever."""
+    one, two = peers("one"), peers("two")
+    joined(one, two)
+    zeromq_before = one.link.bulk.traffic.sent
+    for size in (STREAMED_FROM_BYTES, 300_001, 5 * MEBIBYTE):
+        for a, b in ((one, two), (two, one)):
+            sent = segment(size)
+            assert a.send(b.name, sent)
+            until(lambda b=b: b.came, one, two)
+            assert b.came.pop() == (a.name.encode(), sent)
+    assert one.link.bulk.traffic.sent == zeromq_before
+    assert stats(relay, keys)["bytes"] > 10 * MEBIBYTE
+    small = segment(STREAMED_FROM_BYTES - 1)
+    until(lambda: one.send("two", small), one, two)
+    until(lambda: two.came, one, two)
+    assert two.came.pop() == (b"one", small) and one.link.bulk.traffic.sent == zeromq_before + 1
+
+
+def test_a_payload_is_written_where_it_belongs(peers: Callable[[str], Peer]) -> None:
+    one, two = peers("one"), peers("two")
+    joined(one, two)
+    sent, memory = segment(MEBIBYTE), bytearray(MEBIBYTE)
+    two.lent = memoryview(memory)
+    assert one.send("two", sent)
+    until(lambda: two.came, one, two)
+    ((_, message),) = two.came
+    assert isinstance(message, Segment) and message.payload is two.lent
+    assert bytes(memory) == sent.payload
+
+
+def test_a_relay_that_returns_is_found_again(
+    peers: Callable[[str], Peer], relay: RelayProcess
+) -> None:
+    """Its end is seen, and nothing is sent to it meanwhile; then everything is as before."""
+    one, two = peers("one"), peers("two")
+    joined(one, two)
+    relay.kill()
+    until(lambda: one.streams == two.streams == 0, one, two)
+    assert not one.send("two", segment(MEBIBYTE))
+    relay.start(relay.endpoint)
+    joined(one, two)
+    sent = segment(MEBIBYTE)
+    assert one.send("two", sent)
+    until(lambda: two.came, one, two)
+    assert two.came == [(b"one", sent)]
+
+
+def test_whom_no_connection_reaches_zeromq_does(
+    peers: Callable[[str], Peer], relay: RelayProcess
+) -> None:
+    """One of the two has no connection, since it cannot reach the port; it gets all the same."""
+    one, two = peers("one"), peers("two")
+    two.link.bulk.streams = None
+    until(lambda: one.streams == 1, one, two)
+    for a, b in ((one, two), (two, one)):
+        sent = segment(3 * MEBIBYTE)
+        until(lambda a=a, b=b, sent=sent: a.send(b.name, sent), one, two)
+        until(lambda b=b: b.came, one, two)
+        assert b.came == [(a.name.encode(), sent)]
+
+
+@pytest.mark.parametrize("way", ["ipc"], indirect=True)
+def test_a_relay_without_them_serves_as_well(peers: Callable[[str], Peer], folder: Path) -> None:
+    """Its socket for them is gone, as where the kernel allows small buffers only."""
+    Path(f"{folder}/a{UNIX_SUFFIX}").unlink()
+    one, two = peers("one"), peers("two")
+    sent = segment(3 * MEBIBYTE)
+    until(lambda: one.send("two", sent) and (two.turn() or two.came), one)
+    assert one.streams == 0 and (b"one", sent) in two.came
+
+
+@pytest.mark.parametrize("how", ["does not read", "is stopped"])
+def test_a_peer_that_does_not_read_harms_nobody(
+    how: str, peers: Callable[[str], Peer], relay: RelayProcess, keys: PeerKeys | None, folder: Path
+) -> None:
+    """1,000 MiB for a peer that never reads: the relay's memory stays small, others go on."""
+    sender, reader = peers("sender"), peers("reader")
+    script = (
+        "import sys, time; sys.path[:0] = sys.argv[1:2]\n"
+        "from test_relayed import *\n"
+        "keys = PeerKeys.read(Path(sys.argv[3])) if sys.argv[3] else None\n"
+        "peer = Peer('stuck', [sys.argv[2]], keys)\n"
+        "joined(peer)\n"
+        "print(flush=True); time.sleep(100)\n"
+    )
+    file = str(folder / "keys" / PEER_FILE) if keys is not None else ""
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), relay.endpoint, file]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            if how == "is stopped":
+                process.send_signal(signal.SIGSTOP)
+            joined(sender, reader)
+            highest, sent = 0, segment(MEBIBYTE)
+            for index in range(1000):
+                until(lambda: sender.send("stuck", sent), sender)
+                if index % 50 == 0:
+                    until(lambda: sender.send("reader", sent), sender)
+                    until(lambda: reader.came, sender, reader, seconds=2)
+                    assert reader.came.pop() == (b"sender", sent)
+                    highest = max(highest, relay.memory_bytes())
+            counted = stats(relay, keys)
+            assert counted["dropped"] + counted["unknown"] > 850
+            assert max(highest, relay.memory_bytes()) < 250 * MEBIBYTE
+            # the room that is left is for others
+            messages = counted["messages"]
+            assert reader.send("stuck", sent)
+            until(lambda: stats(relay, keys)["messages"] > messages, sender, reader)
+        finally:
+            process.kill()
+
+
+def test_a_relay_that_stands_still_is_left(
+    peers: Callable[[str], Peer], relay: RelayProcess
+) -> None:
+    """What is sent to it is bounded, and after some seconds the connection is given up."""
+    one = peers("one")
+    joined(one)
+    relay.process.send_signal(signal.SIGSTOP)
+    try:
+        taken = 0
+        while one.send("two", segment(MEBIBYTE)) and taken < 500:
+            taken += 1
+            one.turn()
+        assert taken < 150
+        until(lambda: one.streams == 0, one, seconds=STALLED_S + 10)
+    finally:
+        relay.process.send_signal(signal.SIGCONT)
+    joined(one)
+
+
+@FAST_UNIX_SOCKETS
+def test_two_relays_share_what_is_large(folder: Path) -> None:
+    """And with one of them dead the other has it all."""
+    relays = [RelayProcess(folder / name, f"ipc://{folder / name}/s") for name in made(folder)]
+    one, two = (Peer(name, [relay.endpoint for relay in relays]) for name in ("one", "two"))
+    try:
+        joined(one, two, streams=2)
+        for unit in range(20):
+            assert one.send("two", segment(MEBIBYTE, unit))
+        until(lambda: len(two.came) == 20, one, two)
+        assert [stats(relay, None)["messages"] for relay in relays] == [10, 10]
+        relays[0].kill()
+        until(lambda: one.streams == two.streams == 1, one, two)
+        for unit in range(20):
+            assert one.send("two", segment(MEBIBYTE, unit))
+        until(lambda: len(two.came) == 40, one, two)
+    finally:
+        one.close()
+        two.close()
+        for relay in relays:
+            relay.kill()
+
+
+def made(folder: Path) -> Iterator[str]:
+    for name in ("a", "b"):
+        (folder / name).mkdir(mode=0o700)
+        yield name
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    """One line, and the exit code of a wrong input."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "p2p.transport.relay", "--bind", "tcp://127.0.0.1:*"]
+        answer = subprocess.run(
+            [*command, "--stream-port", str(port)], capture_output=True, text=True, timeout=20
+        )
+    assert answer.returncode == 2
+    said = f"relay: the relay cannot listen at port {port}: Address already in use\n"
+    assert answer.stderr == said

@@ -1,0 +1,354 @@
+"""Connections of our own over real sockets: for whoever has a ticket, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import zmq
+
+from p2p.transport.stream import (
+    HEADER_LIMIT_BYTES,
+    RECORD_BYTES,
+    STRANGERS_LIMIT,
+    STRANGERS_S,
+    TICKET_BYTES,
+    Address,
+    Broken,
+    Connection,
+    Entrance,
+    Invitation,
+)
+from p2p.transport.wire import PAYLOAD_LIMIT_BYTES, Frame, Malformed
+
+Message = list[Frame]
+Came = tuple[bytes, list[bytes]]
+PREFIX = struct.Struct("<BII")
+
+
+def begin(frames: Message) -> tuple[Message, memoryview]:
+    if not frames or frames[0] == b"malformed":
+        raise Malformed("a header that is none")
+    return frames, memoryview(frames[1] if len(frames) > 1 else b"")
+
+
+class Place:
+    """An entrance and those who dial it, in one thread."""
+
+    def __init__(self, address: Address, seals: bool) -> None:
+        self.address = address
+        self.poller = zmq.Poller()
+        self.entrance: Entrance[Message] = Entrance([address], self.poller, seals, begin)
+        self.came: list[Came] = []
+        self._dialled: list[Connection[Message]] = []
+
+    def dial(self, invitation: Invitation, port: int = 0) -> Connection[Message]:
+        address = self.address
+        if isinstance(address, tuple):
+            address = address[0], port or invitation.port
+        self._dialled.append(Connection.dialled(address, invitation, self.poller, begin))
+        return self._dialled[-1]
+
+    def joined(self, name: bytes, port: int = 0) -> Connection[Message]:
+        made = self.dial(self.entrance.invite(name), port)
+        self.until(lambda: name in self.entrance.named)
+        return made
+
+    def stranger(self) -> socket.socket:
+        """A connection that is not ours; somebody is expected."""
+        invitation = self.entrance.invite(b"somebody")
+        if isinstance(self.address, Path):
+            raw = socket.socket(socket.AF_UNIX)
+            raw.connect(str(self.address))
+            return raw
+        return socket.create_connection((self.address[0], invitation.port))
+
+    def turn(self) -> None:
+        """Takes what there is into `came`."""
+        self.poller.poll(20)
+        self.entrance.accept()
+        for end in (*self._dialled, *self.entrance.connections.values()):
+            if end.fileno() >= 0:
+                with suppress(Broken):
+                    end.flush()
+        for connection in [*self.entrance.connections.values()]:
+            while (message := self.entrance.receive(connection)) is not None:
+                self.came.append((connection.name, [bytes(frame) for frame in message]))
+
+    def until(self, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < end, "it did not happen"
+            self.turn()
+
+    def received(self) -> Came:
+        self.until(lambda: self.came)
+        return self.came.pop(0)
+
+    def close(self) -> None:
+        for dialled in self._dialled:
+            dialled.close()
+        self.entrance.close()
+
+
+@pytest.fixture(params=["127.0.0.1", "::1", "unix"])
+def address(request: pytest.FixtureRequest) -> Iterator[Address]:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own may be too long for a socket
+        yield Path(folder) / "socket" if request.param == "unix" else (request.param, 0)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "sealed"])
+def place(address: Address, request: pytest.FixtureRequest) -> Iterator[Place]:
+    made = Place(address, request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sealed() -> Iterator[Place]:
+    made = Place(("127.0.0.1", 0), seals=True)
+    yield made
+    made.close()
+
+
+SIZES = [0, 1, RECORD_BYTES - 1, RECORD_BYTES, RECORD_BYTES + 1, 5 << 20]
+
+
+def test_messages_arrive_whole_both_ways(place: Place) -> None:
+    """Of every size, with a payload or without, under the name of whoever was invited."""
+    connection = place.joined(b"a")
+    for size in SIZES:
+        payload = os.urandom(size)
+        connection.send([b"header", payload])
+        assert place.received() == (b"a", [b"header", payload])
+        place.entrance.named[b"a"].send([b"answer", payload])
+        answers: list[Message | None] = []
+
+        def is_answered(answers: list[Message | None] = answers) -> bool:
+            answers.append(connection.receive())
+            return answers[-1] is not None
+
+        place.until(is_answered)
+        assert [bytes(frame) for frame in answers[-1] or []] == [b"answer", payload]
+    connection.send([b"alone" * 1000])
+    assert place.received() == (b"a", [b"alone" * 1000])
+
+
+def test_many_at_once_are_kept_apart(place: Place) -> None:
+    """Messages of three that write at the same time."""
+    connections = {name: place.joined(name) for name in (b"a", b"b", b"c")}
+    sent = {name: [os.urandom(700_000) for _ in range(10)] for name in connections}
+    for index in range(10):
+        for name, connection in connections.items():
+            connection.send([b"%d" % index, sent[name][index]])
+    place.until(lambda: len(place.came) == 30)
+    for name in connections:
+        assert [message for source, message in place.came if source == name] == [
+            [b"%d" % index, sent[name][index]] for index in range(10)
+        ]
+
+
+def test_without_a_ticket_that_counts_nobody_gets_in(place: Place) -> None:
+    """None, a wrong one, one that was used, one that was replaced; all are counted."""
+    used = place.entrance.invite(b"a")
+    place.dial(used)
+    place.until(lambda: b"a" in place.entrance.named)
+    replaced = place.entrance.invite(b"b")
+    place.entrance.invite(b"b")
+    wrong = Invitation(replaced.port, os.urandom(TICKET_BYTES), replaced.key)
+    for index, invitation in enumerate((used, replaced, wrong)):
+        place.dial(invitation).send([b"header", b"payload"])
+        place.until(lambda index=index: place.entrance.refused > index)
+    assert not place.came
+    silent = place.stranger()
+    place.until(lambda: len(place.entrance.connections) == 2)
+    place.entrance.tick(10.0)
+    place.entrance.tick(10.0 + STRANGERS_S / 2)
+    assert len(place.entrance.connections) == 2
+    place.entrance.tick(10.1 + STRANGERS_S)
+    assert place.entrance.refused == 4 and [*place.entrance.named] == [b"a"]
+    silent.close()
+
+
+def test_strangers_are_bounded(place: Place) -> None:
+    """However many connect and say nothing, few are held, and who has a ticket gets in."""
+    strangers = [place.stranger() for _ in range(3)]
+    for _ in range(2 * STRANGERS_LIMIT):
+        strangers.append(place.stranger())
+        place.turn()
+    assert len(place.entrance.connections) == STRANGERS_LIMIT
+    place.joined(b"a").send([b"header", b"payload"])
+    assert place.received() == (b"a", [b"header", b"payload"])
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_while_nobody_is_expected_nobody_is_let_in(place: Place) -> None:
+    place.joined(b"a")
+    stranger = place.stranger()
+    place.until(lambda: len(place.entrance.connections) == 2)
+    place.entrance.keep([b"a"])
+    another = socket.socket(stranger.family)
+    another.connect(stranger.getpeername())
+    place.turn()
+    assert len(place.entrance.connections) == 2
+    stranger.close()
+    another.close()
+
+
+def test_a_name_that_returns_takes_over(place: Place) -> None:
+    """And whoever is not kept is gone."""
+    old = place.joined(b"a")
+    new = place.dial(place.entrance.invite(b"a"))
+    place.until(lambda: new.is_open and len(place.entrance.connections) == 1)
+    new.send([b"new", b""])
+    assert place.received() == (b"a", [b"new", b""])
+    with pytest.raises(Broken):
+        while True:
+            old.receive()
+    place.entrance.keep([b"b"])
+    assert not place.entrance.connections
+    with pytest.raises(Broken):
+        while True:
+            new.receive()
+
+
+GARBAGE = {
+    "a long header": PREFIX.pack(2, HEADER_LIMIT_BYTES + 1, 0),
+    "a long payload": PREFIX.pack(2, 1, PAYLOAD_LIMIT_BYTES + 1) + b"x",
+    "no frames": PREFIX.pack(0, 1, 0) + b"x",
+    "a payload too many": PREFIX.pack(1, 1, 1) + b"xx",
+    "malformed": PREFIX.pack(2, 9, 0) + b"malformed",
+    "noise": random.Random(1).randbytes(10_000),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_ends_a_connection_and_no_other(garbage: bytes, address: Address) -> None:
+    place = Place(address, seals=False)
+    honest = place.joined(b"a")
+    invitation = place.entrance.invite(b"b")
+    raw = place.stranger()
+    raw.sendall(invitation.ticket + garbage)
+    raw.close()
+
+    def ended() -> bool:
+        with suppress(Malformed):
+            place.turn()
+        return [*place.entrance.named] == [b"a"] and len(place.entrance.connections) == 1
+
+    place.until(ended)
+    honest.send([b"header", b"payload"])
+    assert place.received() == (b"a", [b"header", b"payload"])
+    place.close()
+
+
+class Between:
+    """Someone on the way, who passes on what `change` makes of each record of a connection."""
+
+    def __init__(self, port: int, change: Callable[[int, bytes], list[bytes]]) -> None:
+        self._change = change
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.seen = b""
+        self._thread = threading.Thread(target=self._pass_on, daemon=True)
+        self._thread.start()
+
+    def _pass_on(self) -> None:
+        inward, _ = self._listener.accept()
+        with inward, socket.create_connection(("127.0.0.1", self._target)) as outward:
+            sizes = [TICKET_BYTES, *[PREFIX.size + 16, 6 + 16, 1000 + 16] * 3]
+            with suppress(OSError):
+                for index, size in enumerate(sizes):
+                    record = inward.recv(size, socket.MSG_WAITALL)
+                    self.seen += record
+                    for passed in self._change(index, record):
+                        outward.sendall(passed)
+                inward.recv(1)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def flipped(index: int, record: bytes) -> list[bytes]:
+    return [record[:-20] + bytes([record[-20] ^ 1]) + record[-19:] if index == 6 else record]
+
+
+def repeated(index: int, record: bytes) -> list[bytes]:
+    return [record, record] if index == 6 else [record]
+
+
+def left_out(index: int, record: bytes) -> list[bytes]:
+    return [] if index == 6 else [record]
+
+
+class Swapped:
+    """Two payloads of the same length change their places."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def __call__(self, index: int, record: bytes) -> list[bytes]:
+        if index == 3:
+            self._held = record
+            return [record]
+        return [self._held] if index == 6 else [record]
+
+
+@pytest.mark.parametrize("change", [flipped, repeated, left_out, Swapped()], ids=str)
+def test_whoever_is_between_can_only_break_it(
+    change: Callable[[int, bytes], list[bytes]], sealed: Place
+) -> None:
+    """The first of three messages arrives; what was changed does not, nor where it would lie."""
+    memory = bytearray(b"\xaa" * 1000)
+
+    def into_memory(frames: Message) -> tuple[Message, memoryview]:
+        return [frames[0], memoryview(memory)], memoryview(memory)
+
+    sealed.entrance.begin = into_memory
+    invitation = sealed.entrance.invite(b"a")
+    between = Between(invitation.port, change)
+    connection = sealed.dial(invitation, between.port)
+    payloads = [bytes([index]) * 1000 for index in (1, 2, 3)]
+    for index, payload in enumerate(payloads):
+        with suppress(Broken):
+            connection.send([b"number" if index else b"first!", payload])
+    sealed.until(lambda: b"a" in sealed.entrance.named)
+    sealed.until(lambda: not sealed.entrance.connections)
+    came = [message[0] for _, message in sealed.came]
+    assert came in ([b"first!"], [b"first!", b"number"])
+    assert bytes(memory) in payloads[: len(came)]
+    assert not any(payload[:16] in between.seen for payload in payloads)
+    assert b"first!" not in between.seen and invitation.key not in between.seen
+    between.close()
+
+
+def test_an_invitation_survives_the_way_and_others_are_refused() -> None:
+    for key in (b"", os.urandom(32)):
+        invitation = Invitation(7700, os.urandom(TICKET_BYTES), key)
+        assert Invitation.from_bytes(invitation.to_bytes()) == invitation
+        assert Invitation.from_bytes(memoryview(invitation.to_bytes())) == invitation
+    for wrong in (b"", os.urandom(17), os.urandom(51)):
+        with pytest.raises(ValueError, match="invitation"):
+            Invitation.from_bytes(wrong)
+
+
+def test_nobody_there_is_an_end(address: Address) -> None:
+    place = Place(address, seals=False)
+    invitation = place.entrance.invite(b"a")
+    place.close()
+    with pytest.raises((OSError, Broken)):
+        connection = place.dial(invitation)
+        while True:
+            place.poller.poll(20)
+            connection.flush()
