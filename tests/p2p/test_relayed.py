@@ -275,7 +275,7 @@ def test_a_peer_that_does_not_read_harms_nobody(
                     assert reader.came.pop() == (b"sender", sent)
                     highest = max(highest, relay.memory_bytes())
             counted = stats(relay, keys)
-            assert counted["dropped"] + counted["unknown"] > 850
+            assert counted["dropped"] + counted["unknown"] > 700
             assert max(highest, relay.memory_bytes()) < 250 * MEBIBYTE
             # the room that is left is for others
             messages = counted["messages"]
