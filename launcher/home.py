@@ -104,7 +104,7 @@ class RunFolder:
 
     def remove_sockets(self) -> None:
         """Servers that were killed leave theirs behind."""
-        for socket in self.path.glob("*.sock"):
+        for socket in self.path.glob("*.sock*"):
             socket.unlink(missing_ok=True)
 
     def supervisor_pid(self) -> int:

@@ -23,7 +23,7 @@ class Traffic:
     received: int = 0
     malformed: int = 0
     refused: int = 0
-    """Messages at this peer's own endpoints of whom it does not know, or has let go of,"""
+    """Messages and connections at its own endpoints of whom it does not know, or has let go of,"""
     refused_keys: int = 0
     """and connections there with another key than the run's."""
     gone: int = 0

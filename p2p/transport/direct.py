@@ -191,8 +191,7 @@ class DirectLinks:
             self.traffic.refused_keys = self._gate.refused
         if self._entrance is not None:
             self._entrance.tick(now)
-            self.traffic.refused += self._entrance.refused
-            self._entrance.refused = 0
+            self.traffic.refused += self._entrance.taken_refused()
         for peer in [*self._waiting]:
             link = self._outgoing.get(peer)
             if link is None:

@@ -53,33 +53,49 @@ def opened(frames: list[Frame]) -> tuple[Addressed, memoryview]:
     return Addressed(header[1:end], header[end:], payload), payload
 
 
+class Room:
+    """What is held for one destination, in bytes."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._bytes_of: Counter[bytes] = Counter()
+
+    def is_enough(self, source: bytes, size: int, limit: int) -> bool:
+        """A message finds room where there is nothing else, however large it is; otherwise one
+        source may have half of the limit."""
+        if not self._bytes:
+            return True
+        return self._bytes + size <= limit and self._bytes_of[source] + size <= limit // 2
+
+    def take(self, source: bytes, size: int) -> None:
+        self._bytes += size
+        self._bytes_of[source] += size
+
+    def give_back(self, source: bytes, size: int) -> None:
+        self._bytes -= size
+        self._bytes_of[source] -= size
+        if not self._bytes_of[source]:
+            del self._bytes_of[source]
+
+
 @dataclass(slots=True)
 class _Queue:
     """What waits for one connection, the oldest first."""
 
     connection: Connection[Addressed]
+    room: Room = field(default_factory=Room)
     entries: deque[tuple[bytes, Sequence[Frame], int]] = field(default_factory=deque)
-    waiting_bytes: int = 0
-    bytes_of: Counter[bytes] = field(default_factory=Counter)
-
-    def has_room(self, source: bytes, size: int, limit: int) -> bool:
-        """A message finds room in an empty queue however large it is."""
-        if not self.entries:
-            return True
-        return self.waiting_bytes + size <= limit and self.bytes_of[source] + size <= limit // 2
 
     def add(self, source: bytes, frames: Sequence[Frame], size: int) -> None:
         self.entries.append((source, frames, size))
-        self.waiting_bytes += size
-        self.bytes_of[source] += size
+        self.room.take(source, size)
 
     def feed(self) -> None:
         """Hands on what the connection takes now. Raises Broken."""
         self.connection.flush()
         while self.entries and self.connection.is_idle:
             source, frames, size = self.entries.popleft()
-            self.waiting_bytes -= size
-            self.bytes_of[source] -= size
+            self.room.give_back(source, size)
             self.connection.send(frames)
 
 
@@ -142,7 +158,7 @@ class Exchange:
                 self._drop(queue)
             queue = self._queues[message.name] = _Queue(destination)
         size = len(message.header) + len(message.payload)
-        if not queue.has_room(source, size, self._queue_bytes):
+        if not queue.room.is_enough(source, size, self._queue_bytes):
             self._counters.dropped += 1
             return
         self._counters.messages += 1

@@ -30,7 +30,7 @@ import socket
 import stat
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -42,7 +42,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from fault.errors import InputError, MayflyError
 from p2p.transport.allocation import keep_large_blocks
-from p2p.transport.exchange import UNIX_SUFFIX, Exchange
+from p2p.transport.exchange import UNIX_SUFFIX, Exchange, Room
 from p2p.transport.hosts import host_of, is_loopback
 from p2p.transport.keys import Gate, RelayKeys
 from p2p.transport.stream import Address, are_unix_sockets_fast
@@ -76,7 +76,7 @@ REFUSALS = (
 @dataclass(slots=True)
 class Counters:
     """Since the relay started. `peers` is the number of open connections, of which each peer has
-    two; `refused` is how many handshakes failed."""
+    two; `refused` is how many handshakes failed, or showed no ticket."""
 
     messages: int = 0
     bytes: int = 0
@@ -87,34 +87,22 @@ class Counters:
 
 
 class _Queue:
-    """The large messages on their way to one destination, the oldest first."""
+    """The large messages on their way to one destination by ZeroMQ, the oldest first."""
 
     def __init__(self) -> None:
+        self.room = Room()
         self._entries: deque[tuple[zmq.MessageTracker, bytes, int]] = deque()
-        self._bytes = 0
-        self._bytes_of: Counter[bytes] = Counter()
 
-    def settle(self) -> int:
-        """Forgets what ZeroMQ is done with; returns the bytes that are left."""
+    def settle(self) -> bool:
+        """Forgets what ZeroMQ is done with; whether anything is left."""
         while self._entries and self._entries[0][0].done:
             _, source, size = self._entries.popleft()
-            self._bytes -= size
-            self._bytes_of[source] -= size
-            if not self._bytes_of[source]:
-                del self._bytes_of[source]
-        return self._bytes
-
-    def has_room(self, source: bytes, size: int, limit: int) -> bool:
-        """A message finds room in an empty queue however large it is."""
-        waiting = self.settle()
-        if not waiting:
-            return True
-        return waiting + size <= limit and self._bytes_of[source] + size <= limit // 2
+            self.room.give_back(source, size)
+        return bool(self._entries)
 
     def add(self, tracker: zmq.MessageTracker, source: bytes, size: int) -> None:
         self._entries.append((tracker, source, size))
-        self._bytes += size
-        self._bytes_of[source] += size
+        self.room.take(source, size)
 
 
 class Relay:
@@ -250,7 +238,8 @@ class Relay:
         size = sum(map(len, frames)) - len(destination)
         if size >= LARGE_BYTES:
             queue, source = self._queue(destination), frames[0].bytes
-            if not queue.has_room(source, size, self._queue_bytes):
+            queue.settle()
+            if not queue.room.is_enough(source, size, self._queue_bytes):
                 self.counters.dropped += 1
                 return
             # ZeroMQ is done with a message's frames at about the same time: one tells for all
@@ -285,6 +274,8 @@ class Relay:
         asked = [frame.bytes for frame in request]
         if asked == [STATS]:
             self.counters.peers = len(self._connections)
+            if self._exchange is not None:
+                self.counters.refused += self._exchange.entrance.taken_refused()
             answer = [msgpack.packb(asdict(self.counters))]
         elif asked == [STREAM] and self._exchange is not None:
             answer = [STREAM, self._exchange.entrance.invite(source.bytes).to_bytes()]

@@ -40,6 +40,8 @@ RECORD_BYTES = 256 << 10
 """What is sealed or opened at once; both copies of it fit into a core's cache."""
 HEADER_LIMIT_BYTES = 64 << 10
 TAG_BYTES, KEY_BYTES, TICKET_BYTES = 16, 32, 16
+TICKETS_LIMIT = 1024
+"""Of those that nobody has shown yet the oldest counts no more."""
 STRANGERS_LIMIT = 64
 """Connections that have not shown a ticket yet; beyond that the oldest is closed,"""
 STRANGERS_S = 5.0
@@ -312,12 +314,11 @@ class Entrance(Generic[M]):
         self, addresses: Sequence[Address], poller: zmq.Poller, seals: bool, begin: Begin[M]
     ) -> None:
         self.begin = begin
-        self.refused = 0
-        """Connections without a ticket that counts."""
         self.connections: dict[int, Connection[M]] = {}
         """By their descriptors,"""
         self.named: dict[bytes, Connection[M]] = {}
         """and by whose they are."""
+        self._refused = 0
         self._poller = poller
         self._seals = seals
         self._tickets: dict[bytes, tuple[bytes, bytes]] = {}
@@ -337,6 +338,8 @@ class Entrance(Generic[M]):
         self._forget(lambda each: each == name)
         key = secrets.token_bytes(KEY_BYTES) if self._seals else b""
         invitation = Invitation(self._port, secrets.token_bytes(TICKET_BYTES), key)
+        if len(self._tickets) >= TICKETS_LIMIT:
+            del self._tickets[next(iter(self._tickets))]
         self._tickets[invitation.ticket] = name, key
         self._accept_on_demand()
         return invitation
@@ -384,8 +387,13 @@ class Entrance(Generic[M]):
             return
         if self.named.get(connection.name) is connection:
             del self.named[connection.name]
-        self.refused += not connection.name
+        self._refused += not connection.name
         connection.close()
+
+    def taken_refused(self) -> int:
+        """How many connections had no ticket that counts, since this was last asked."""
+        refused, self._refused = self._refused, 0
+        return refused
 
     def keep(self, names: Collection[bytes]) -> None:
         """Nothing more from all others."""

@@ -33,6 +33,7 @@ from p2p.transport.wire import (
     Malformed,
     WireFormat,
 )
+from tests.relay_process import RelayProcess, until
 
 MEBIBYTE = 1 << 20
 
@@ -265,48 +266,6 @@ def test_a_class_that_cannot_travel_is_refused_when_registered() -> None:
 # --- relays and links ------------------------------------------------------------------------
 
 
-class Process:
-    """A relay process on fixed endpoints."""
-
-    def __init__(self, folder: Path, name: str, endpoint: str | None = None) -> None:
-        self.ready = folder / f"{name}.ready"
-        self.endpoint = endpoint or f"ipc://{folder}/{name}"
-        self.start()
-
-    def start(self) -> None:
-        self.ready.unlink(missing_ok=True)
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "p2p.transport.relay",
-                "--bind",
-                self.endpoint,
-                "--ready-file",
-                str(self.ready),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        until(self.ready.exists)
-        self.endpoint = self.ready.read_text().strip()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def memory_bytes(self) -> int:
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def until(condition: Callable[[], object], limit_s: float = 15.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
-
-
 def received(link: Link | ControlAndBulk, limit_ms: int = 10_000) -> tuple[bytes, list[bytes]]:
     deadline = time.monotonic() + limit_ms / 1000
     while (message := link.receive()) is None:
@@ -343,8 +302,8 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def relay(folder: Path) -> Iterator[Process]:
-    process = Process(folder, "a")
+def relay(folder: Path) -> Iterator[RelayProcess]:
+    process = RelayProcess(folder, "a")
     yield process
     process.kill()
 
@@ -354,7 +313,7 @@ def links() -> Iterator[Callable[..., Link]]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     made: list[Link] = []
 
-    def make(name: bytes, *relays: Process, limit_messages: int = 1000) -> Link:
+    def make(name: bytes, *relays: RelayProcess, limit_messages: int = 1000) -> Link:
         endpoints = [relay.endpoint for relay in relays]
         made.append(Link(name, endpoints, context, limit_messages))
         return made[-1]
@@ -370,7 +329,7 @@ def test_a_relay_forwards_both_ways(
     folder: Path, links: Callable[..., Link], endpoint: str | None
 ) -> None:
     """Small and large frames arrive whole, with the sender's name, over ipc and tcp."""
-    relay = Process(folder, "a", endpoint)
+    relay = RelayProcess(folder, "a", endpoint)
     try:
         one, two = links(b"one", relay), links(b"two", relay)
         reach(one, two, b"two")
@@ -384,7 +343,7 @@ def test_a_relay_forwards_both_ways(
         relay.kill()
 
 
-def test_an_unknown_destination_is_counted(relay: Process, links: Callable[..., Link]) -> None:
+def test_an_unknown_destination_is_counted(relay: RelayProcess, links: Callable[..., Link]) -> None:
     """What cannot be delivered is dropped, the number of such messages is known."""
     one, two = links(b"one", relay), links(b"two", relay)
     reach(one, two, b"two")
@@ -399,7 +358,7 @@ def test_an_unknown_destination_is_counted(relay: Process, links: Callable[..., 
 
 
 @contextmanager
-def stuck(relay: Process, sender: Link) -> Iterator[subprocess.Popen[bytes]]:
+def stuck(relay: RelayProcess, sender: Link) -> Iterator[subprocess.Popen[bytes]]:
     """A peer of this name that has told `sender` that it is there, and never reads."""
     script = (
         "import sys, time; from p2p.transport.link import Link\n"
@@ -420,7 +379,7 @@ def stuck(relay: Process, sender: Link) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.mark.parametrize("how", ["does not read", "is stopped"])
 def test_a_peer_that_does_not_read_harms_nobody(
-    relay: Process, links: Callable[..., Link], how: str
+    relay: RelayProcess, links: Callable[..., Link], how: str
 ) -> None:
     """2,000 MiB for a peer that never reads: the relay's memory stays small, others go on."""
     sender, reader = links(b"sender", relay, limit_messages=64), links(b"reader", relay)
@@ -441,7 +400,7 @@ def test_a_peer_that_does_not_read_harms_nobody(
         assert max(highest, relay.memory_bytes()) < 250 * MEBIBYTE
 
 
-def test_one_source_leaves_room_for_others(relay: Process, links: Callable[..., Link]) -> None:
+def test_one_source_leaves_room_for_others(relay: RelayProcess, links: Callable[..., Link]) -> None:
     """However much it sends to a peer that does not read, what another sends is taken."""
     sender, other = links(b"sender", relay, limit_messages=64), links(b"other", relay)
     with stuck(relay, sender):
@@ -456,7 +415,7 @@ def test_one_source_leaves_room_for_others(relay: Process, links: Callable[..., 
         assert taken["dropped"] == flooded["dropped"]
 
 
-def test_a_link_outlives_its_relay(relay: Process, links: Callable[..., Link]) -> None:
+def test_a_link_outlives_its_relay(relay: RelayProcess, links: Callable[..., Link]) -> None:
     """Kill and restart the relay, three times: the same links find each other again."""
     one, two = links(b"one", relay), links(b"two", relay)
     reach(one, two, b"two")
@@ -469,10 +428,10 @@ def test_a_link_outlives_its_relay(relay: Process, links: Callable[..., Link]) -
 
 
 def test_two_relays_share_the_load_and_replace_each_other(
-    folder: Path, relay: Process, links: Callable[..., Link]
+    folder: Path, relay: RelayProcess, links: Callable[..., Link]
 ) -> None:
     """Traffic spreads over both; with one dead, every message still arrives."""
-    other = Process(folder, "b")
+    other = RelayProcess(folder, "b")
     try:
         one, two = links(b"one", relay, other), links(b"two", relay, other)
         alone = [links(b"1", relay), links(b"2", other)]
@@ -497,7 +456,7 @@ def test_two_relays_share_the_load_and_replace_each_other(
         other.kill()
 
 
-def test_a_name_that_returns_takes_over(relay: Process, links: Callable[..., Link]) -> None:
+def test_a_name_that_returns_takes_over(relay: RelayProcess, links: Callable[..., Link]) -> None:
     """A second connection under one name gets the messages, at once."""
     one, old = links(b"one", relay), links(b"two", relay)
     reach(one, old, b"two")
@@ -505,7 +464,7 @@ def test_a_name_that_returns_takes_over(relay: Process, links: Callable[..., Lin
     reach(one, new, b"two")
 
 
-def test_control_overtakes_bulk(relay: Process) -> None:
+def test_control_overtakes_bulk(relay: RelayProcess) -> None:
     """A beat behind 48 MiB of segments arrives before them, and its sender has one name."""
     one, two = (ControlAndBulk(name, [relay.endpoint]) for name in (b"one", b"two"))
     try:
@@ -524,7 +483,7 @@ def test_control_overtakes_bulk(relay: Process) -> None:
         two.close()
 
 
-def test_a_relay_leaves_quietly(relay: Process) -> None:
+def test_a_relay_leaves_quietly(relay: RelayProcess) -> None:
     """SIGTERM ends it with 0, without a word and without its socket's file."""
     file = Path(relay.endpoint.removeprefix("ipc://"))
     assert file.exists()
