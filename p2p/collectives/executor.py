@@ -156,21 +156,20 @@ class Executor:
         return True
 
     def place(self, round: int, unit: int, node: int) -> memoryview | None:
-        """Where a total that comes may be written before it is received; None for other segments.
+        """Where a total that comes may be written before it is received; None for all else.
 
-        Written there a second time, it is the same bytes.
+        Written there a second time, it is the same bytes; as it travels packed, it need not be.
         """
         if not (0 <= unit < len(self.units) and 0 <= node < self.schedule.nodes):
             return None
         copy = self.schedule.parts[self.units[unit].chunk][node].copy
         if copy is None or copy[0] != round or self._have_total[unit]:
             return None
-        packing, cut = self._packing_of(unit), self.units[unit]
+        if self._packing_of(unit) is not None:
+            return None
         if unit not in self._lent:
-            place = self.mean[cut.start : cut.stop].view(np.uint8)
-            if packing is not None:
-                place = self._place(packing, self.schedule.nodes, unit)
-            self._lent[unit] = place.data
+            cut = self.units[unit]
+            self._lent[unit] = self.mean[cut.start : cut.stop].view(np.uint8).data
         return self._lent[unit]
 
     # --- what goes out ----------------------------------------------------------------------
@@ -267,8 +266,7 @@ class Executor:
         if self._have_total[unit] or not self._fits(unit, payload):
             return False
         place = self._place(packing, self.schedule.nodes, unit)
-        if payload is not self._lent.get(unit):
-            place[:] = np.frombuffer(payload, dtype=np.uint8)
+        place[:] = np.frombuffer(payload, dtype=np.uint8)
         self._is_packed.add((self.schedule.nodes, unit))
         self._set_total(unit, place)
         return True

@@ -2,8 +2,9 @@
 
 A peer's header begins with the destination's name, and arrives with the source's: a byte with its
 length, the name, the header itself. Messages are received whole and then queued for their
-destination, at most `queue_bytes` of them, half of that from one source; what does not fit is
-dropped and counted. So nobody waits for another.
+destination, at most `queue_bytes` of them, half of that from one source. What does not fit is held,
+and nothing more read from its source, as long as the destination takes a message every
+`PATIENCE_S`; else it is dropped and counted, so nobody waits for one that does not read.
 
 A destination that has no such connection is reached by the relay's other way.
 """
@@ -22,6 +23,7 @@ from p2p.transport.stream import Address, Broken, Connection, Entrance
 from p2p.transport.wire import Frame, Malformed
 
 BATCH_MESSAGES = 16
+PATIENCE_S = 0.5
 UNIX_SUFFIX = ".large"
 """Of the relay's own Unix socket's name."""
 
@@ -85,16 +87,29 @@ class _Queue:
     connection: Connection[Addressed]
     room: Room = field(default_factory=Room)
     entries: deque[tuple[bytes, Sequence[Frame], int]] = field(default_factory=deque)
+    held: deque[tuple[Connection[Addressed], Addressed]] = field(default_factory=deque)
+    """For what there is no room yet, and of whom, who is not heard meanwhile."""
+    moved_at: float = 0.0
+    """When the connection last took one, or had nothing to take."""
 
-    def add(self, source: bytes, frames: Sequence[Frame], size: int) -> None:
+    def offer(self, source: bytes, message: Addressed, limit: int) -> bool:
+        """False when there is no room for it."""
+        size = len(message.header) + len(message.payload)
+        if not self.room.is_enough(source, size, limit):
+            return False
+        if not self.entries:
+            self.moved_at = time.monotonic()
+        frames = [addressed(source, message.header), message.payload]
         self.entries.append((source, frames, size))
         self.room.take(source, size)
+        return True
 
     def feed(self) -> None:
         """Hands on what the connection takes now. Raises Broken."""
         self.connection.flush()
         while self.entries and self.connection.is_idle:
             source, frames, size = self.entries.popleft()
+            self.moved_at = time.monotonic()
             self.room.give_back(source, size)
             self.connection.send(frames)
 
@@ -116,7 +131,7 @@ class Exchange:
         elsewhere: Callable[[bytes, bytes, bytes, memoryview], None],
     ) -> None:
         self.entrance: Entrance[Addressed] = Entrance(addresses, poller, seals, opened)
-        self._queue_bytes = queue_bytes
+        self._limit = queue_bytes
         self._counters = counters
         self._elsewhere = elsewhere
         self._queues: dict[bytes, _Queue] = {}
@@ -134,45 +149,67 @@ class Exchange:
             except Malformed:
                 self._counters.dropped += 1
                 return
-            if message is None:
+            if message is None or not self._forward(connection, message):
                 break
-            self._forward(connection.name, message)
         queue = self._queues.get(connection.name)
         if queue is not None and queue.connection is connection:
             self._feed(queue)
 
     def tick(self) -> None:
-        self.entrance.tick(time.monotonic())
-        names = {each.name for each in self.entrance.connections.values()}
-        for name in [name for name in self._queues if name not in names]:
-            self._drop(self._queues[name])
+        now = time.monotonic()
+        self.entrance.tick(now)
+        for queue in [*self._queues.values()]:
+            if queue.connection.fileno() < 0:
+                self._drop(queue)
+            elif queue.held and now - queue.moved_at > PATIENCE_S:
+                self._let_go(queue)
 
-    def _forward(self, source: bytes, message: Addressed) -> None:
+    def _forward(self, source: Connection[Addressed], message: Addressed) -> bool:
+        """Whether more may be read of this source."""
         destination = self.entrance.named.get(message.name)
         if destination is None:
-            self._elsewhere(source, *message)
-            return
+            self._elsewhere(source.name, *message)
+            return True
         queue = self._queues.get(message.name)
         if queue is None or queue.connection is not destination:
             if queue is not None:
                 self._drop(queue)
             queue = self._queues[message.name] = _Queue(destination)
-        size = len(message.header) + len(message.payload)
-        if not queue.room.is_enough(source, size, self._queue_bytes):
+        if queue.offer(source.name, message, self._limit):
+            self._count(message)
+            self._feed(queue)
+        elif time.monotonic() - queue.moved_at <= PATIENCE_S:
+            queue.held.append((source, message))
+            source.hear(False)
+            return False
+        else:
             self._counters.dropped += 1
-            return
+        return True
+
+    def _count(self, message: Addressed) -> None:
         self._counters.messages += 1
-        self._counters.bytes += size
-        queue.add(source, [addressed(source, message.header), message.payload], size)
-        self._feed(queue)
+        self._counters.bytes += len(message.header) + len(message.payload)
 
     def _feed(self, queue: _Queue) -> None:
         try:
             queue.feed()
+            while queue.held and queue.offer(queue.held[0][0].name, queue.held[0][1], self._limit):
+                source, message = queue.held.popleft()
+                self._count(message)
+                source.hear(True)
+                queue.feed()
         except Broken:
             self.entrance.end(queue.connection)
             self._drop(queue)
 
+    def _let_go(self, queue: _Queue) -> None:
+        """Drops what is held, and hears their sources again."""
+        self._counters.dropped += len(queue.held)
+        for source, _ in queue.held:
+            source.hear(True)
+        queue.held.clear()
+
     def _drop(self, queue: _Queue) -> None:
+        self._let_go(queue)
         self._counters.dropped += len(queue.entries)
         self._queues = {name: each for name, each in self._queues.items() if each is not queue}

@@ -27,7 +27,7 @@ from p2p.transport.wire import Frame, WireFormat
 ASK_EVERY_S = 1.0
 STALLED_S = 3.0
 """A connection that takes nothing of what it has for so long is closed."""
-WAITING_LIMIT = 32
+WAITING_LIMIT = 64
 """Messages that may wait for a relay."""
 
 Received = tuple[bytes, Message]
@@ -60,7 +60,7 @@ class RelayedStreams:
         self._wire = wire
         self._place = place
         self._ways = [_Way(relay, dealer) for relay, dealer in zip(relays, dealers, strict=True)]
-        self._turn = 0
+        self._turn = self._heard = 0
 
     def tick(self, now: float) -> None:
         for way in self._ways:
@@ -103,7 +103,10 @@ class RelayedStreams:
 
     def receive(self) -> Received | None:
         """A message and of whom, or None. Raises Malformed."""
-        for way in self._ways:
+        for _ in self._ways:
+            # from the one after the last, so that no relay starves the others
+            self._heard = (self._heard + 1) % len(self._ways)
+            way = self._ways[self._heard]
             if way.connection is None:
                 continue
             try:

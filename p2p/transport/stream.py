@@ -208,6 +208,11 @@ class Connection(Generic[M]):
         """A message that came whole, or None; raises Malformed as well, which also is the end."""
         return next(self._received)
 
+    def hear(self, hears: bool) -> None:
+        """Whether `receive` is going to be called when something comes."""
+        if self.fileno() >= 0:
+            self._watch(self._events | _READ if hears else self._events & ~_READ)
+
     def close(self) -> None:
         self._watch(0)
         self._socket.close()

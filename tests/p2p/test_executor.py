@@ -141,7 +141,16 @@ class Cluster:
         if fate < 0.3:
             self.on_the_way.append((peer, outgoing, payload))
         round, unit, _, destination = outgoing
-        self.executors[peer].receive(round, unit, destination, payload.data.cast("B"))
+        octets = payload.data.cast("B")
+        place = self.executors[peer].place(round, unit, destination)
+        if place is not None and self.random.random() < 0.7:  # it is written while it comes
+            came = self.random.choice([len(octets), self.random.randrange(len(octets) + 1)])
+            place[:came] = octets[:came]
+            if came < len(octets):  # the connection broke; it comes again another way
+                self.on_the_way.append((peer, outgoing, payload))
+                return
+            octets = place
+        self.executors[peer].receive(round, unit, destination, octets)
         self.flush(peer)
 
     def deliver_total(self, peer: int, unit: int, payload: Vector) -> None:
@@ -406,6 +415,26 @@ def test_a_segment_counts_once() -> None:
     assert not executor.receive(1, 0, 0, (9 * one).tobytes())
     assert not executor.receive_total(0, (9 * one).tobytes())
     assert executor.complete and executor.mean.tolist() == [4.0, 6.0]
+
+
+def test_only_a_total_that_is_missing_has_a_place() -> None:
+    """One that is to be added has none, nor what is there already, or does not exist."""
+    inputs = contributions(2, 8)
+    executor = new_executor("direct", 2, 8)
+    executor.play([0])
+    schedule, units = executor.schedule, executor.units
+    total = next(
+        (hop[0], unit)
+        for unit, cut in enumerate(units)
+        if (hop := schedule.parts[cut.chunk][0].copy) is not None
+    )
+    assert executor.place(total[0], total[1], 0) is executor.place(total[0], total[1], 0)
+    wrong = [(0, 0, 0), (total[0], len(units), 0), (total[0], -1, 0), (total[0], total[1], 2)]
+    assert [executor.place(*each) for each in wrong] == [None] * len(wrong)
+    mean = ring_mean(inputs)
+    cut = units[total[1]]
+    assert executor.receive_total(total[1], mean[cut.start : cut.stop].data.cast("B"))
+    assert executor.place(total[0], total[1], 0) is None
 
 
 def test_what_arrives_is_only_read() -> None:
