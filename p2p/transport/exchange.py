@@ -99,7 +99,7 @@ class _Queue:
             return False
         if not self.entries:
             self.moved_at = time.monotonic()
-        frames = [addressed(source, message.header), message.payload]
+        frames: list[Frame] = [addressed(source, message.header), message.payload]
         self.entries.append((source, frames, size))
         self.room.take(source, size)
         return True

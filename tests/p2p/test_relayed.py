@@ -272,6 +272,35 @@ def test_a_peer_that_does_not_read_harms_nobody(
             process.kill()
 
 
+@FAST_UNIX_SOCKETS
+def test_who_reads_slowly_loses_nothing(folder: Path) -> None:
+    """Far more than the relay holds comes at once: its source is held back, and others are not."""
+    relay = RelayProcess(folder, "a", None, "--queue-bytes", str(8 * MEBIBYTE))
+    fast, slow, other = (Peer(name, [relay.endpoint]) for name in ("fast", "slow", "other"))
+    try:
+        joined(fast, slow, other)
+        for unit in range(50):
+            header, payload = WIRE.encode(segment(MEBIBYTE, unit), hashed=False)
+            assert fast.link.send_streamed(b"slow", header, payload)
+        units, end = [], time.monotonic() + 60
+        while len(units) < 50:
+            assert time.monotonic() < end
+            fast.turn()
+            received = slow.link.receive_streamed()
+            if received is not None:
+                assert isinstance(received[1], Segment)
+                units.append(received[1].unit)
+                time.sleep(0.05)
+                assert other.send("fast", segment(MEBIBYTE))
+                until(lambda: fast.came, fast, other, seconds=5)
+                fast.came.clear()
+        assert units == [*range(50)] and stats(relay, None)["dropped"] == 0
+    finally:
+        for peer in (fast, slow, other):
+            peer.close()
+        relay.kill()
+
+
 def test_a_relay_that_stands_still_is_left(
     peers: Callable[[str], Peer], relay: RelayProcess
 ) -> None:
