@@ -148,7 +148,7 @@ class Exchange:
                 message = self.entrance.receive(connection)
             except Malformed:
                 self._counters.dropped += 1
-                return
+                continue
             if message is None or not self._forward(connection, message):
                 break
         queue = self._queues.get(connection.name)

@@ -132,7 +132,7 @@ class Connection(Generic[M]):
         self._waiting: deque[Sequence[Frame]] = deque()
         self._parts: Iterator[list[Frame]] = iter(())
         self._unsent: list[Frame] = []
-        self._received: Iterator[M | None] = iter(())
+        self._received: Iterator[M | Malformed | None] = iter(())
         connected.setblocking(False)
 
     @classmethod
@@ -187,7 +187,7 @@ class Connection(Generic[M]):
     def send(self, frames: Sequence[Frame]) -> None:
         """A header, or a header and a payload, which is not copied and must not be changed after.
 
-        The header has `HEADER_LIMIT_BYTES` at most.
+        The header has 1 to `HEADER_LIMIT_BYTES` bytes.
         """
         self._waiting.append(frames)
         self.flush()
@@ -205,8 +205,14 @@ class Connection(Generic[M]):
             raise Broken(str(error)) from None
 
     def receive(self) -> M | None:
-        """A message that came whole, or None; raises Malformed as well, which also is the end."""
-        return next(self._received)
+        """A message that came whole, or None.
+
+        Raises Malformed for one that is none; others may follow it.
+        """
+        received = next(self._received)
+        if isinstance(received, Malformed):
+            raise received
+        return received
 
     def hear(self, hears: bool) -> None:
         """Whether `receive` is going to be called when something comes."""
@@ -259,7 +265,7 @@ class Connection(Generic[M]):
 
     # --- receiving --------------------------------------------------------------------------
 
-    def _after_ticket(self, entrance: Entrance[M]) -> Iterator[M | None]:
+    def _after_ticket(self, entrance: Entrance[M]) -> Iterator[M | Malformed | None]:
         ticket = memoryview(bytearray(TICKET_BYTES))
         yield from self._fill(ticket)
         self.name, key = entrance.admit(self, bytes(ticket))
@@ -267,19 +273,25 @@ class Connection(Generic[M]):
         self.is_open = True
         yield from self._messages()
 
-    def _messages(self) -> Iterator[M | None]:
+    def _messages(self) -> Iterator[M | Malformed | None]:
         prefix = memoryview(bytearray(_PREFIX.size))
         while True:
             yield from self._part(prefix)
             frames, header_bytes, payload_bytes = _PREFIX.unpack(prefix)
-            if header_bytes > HEADER_LIMIT_BYTES or payload_bytes > PAYLOAD_LIMIT_BYTES:
-                raise Broken("a message that is longer than one may be")
+            is_possible = 0 < header_bytes <= HEADER_LIMIT_BYTES
+            if not is_possible or payload_bytes > PAYLOAD_LIMIT_BYTES:
+                raise Broken("a message as long as none may be")
             header = memoryview(bytearray(header_bytes))
             yield from self._part(header)
-            begun: list[Frame] = [header.tobytes(), np.empty(payload_bytes, np.uint8).data]
-            message, place = self._begin(begun[:frames])
-            if len(place) != payload_bytes:
-                raise Broken("a message of another kind than its length")
+            memory = np.empty(payload_bytes, np.uint8).data
+            message: M | Malformed
+            try:
+                begun: list[Frame] = [header.tobytes(), memory]
+                message, place = self._begin(begun[:frames])
+                if len(place) != payload_bytes:
+                    raise Malformed(f"a payload of {payload_bytes} bytes where none belongs")
+            except Malformed as error:  # what follows it can be read all the same
+                message, place = error, memory
             yield from self._part(place)
             yield message
 
@@ -366,7 +378,7 @@ class Entrance(Generic[M]):
     def accept(self) -> None:
         """Lets in who waits, if anybody is expected."""
         for listener in self._listeners if self._tickets else ():
-            with suppress(BlockingIOError, ConnectionError):
+            with suppress(OSError):  # none waits, or it went away, or there are too many open files
                 while True:
                     taken, _ = listener.accept()
                     _configure(taken)
@@ -383,9 +395,6 @@ class Entrance(Generic[M]):
         except Broken:
             self.end(connection)
             return None
-        except Malformed:
-            self.end(connection)
-            raise
 
     def end(self, connection: Connection[M]) -> None:
         if self.connections.pop(connection.fileno(), None) is None:

@@ -23,7 +23,7 @@ from p2p.transport.keys import PEER_FILE, RELAY_FILE, PeerKeys, new_keys, write_
 from p2p.transport.link import STREAMED_FROM_BYTES, ControlAndBulk, Link, relay_bulk
 from p2p.transport.relayed import STALLED_S
 from p2p.transport.stream import are_unix_sockets_fast
-from p2p.transport.wire import WireFormat
+from p2p.transport.wire import Malformed, WireFormat
 from tests.relay_process import RelayProcess
 from tests.relay_process import until as wait_until
 
@@ -270,6 +270,26 @@ def test_a_peer_that_does_not_read_harms_nobody(
             until(is_taken, sender, reader)
         finally:
             process.kill()
+
+
+def test_garbage_of_a_peer_harms_nobody(peers: Callable[[str], Peer]) -> None:
+    """It arrives as an error of its own; the connections stay."""
+    one, two = peers("one"), peers("two")
+    joined(one, two)
+    streams = one.link.bulk.streams
+    assert streams is not None
+    for header in (b"garbage", b"\xff" * 300):
+        assert streams.send(b"two/b", header, bytes(STREAMED_FROM_BYTES))
+        with pytest.raises(Malformed):
+            until(lambda: two.came, one, two)
+    connection = streams._ways[0].connection
+    assert connection is not None
+    for header in (b"\xffshort", b"\0", b"\x03two"):
+        connection.send([header, b"payload"])  # to nobody
+    sent = segment(MEBIBYTE)
+    assert one.send("two", sent)
+    until(lambda: two.came, one, two)
+    assert two.came == [(b"one", sent)] and one.streams == two.streams == 1
 
 
 @FAST_UNIX_SOCKETS

@@ -225,34 +225,58 @@ def test_a_name_that_returns_takes_over(place: Place) -> None:
             new.receive()
 
 
-GARBAGE = {
+BROKEN = {
     "a long header": PREFIX.pack(2, HEADER_LIMIT_BYTES + 1, 0),
+    "no header": PREFIX.pack(2, 0, 1) + b"x",
     "a long payload": PREFIX.pack(2, 1, PAYLOAD_LIMIT_BYTES + 1) + b"x",
+    "noise": random.Random(1).randbytes(10_000),
+    "an end in the middle": PREFIX.pack(2, 1, 1000) + b"xx",
+}
+MALFORMED = {
     "no frames": PREFIX.pack(0, 1, 0) + b"x",
     "a payload too many": PREFIX.pack(1, 1, 1) + b"xx",
-    "malformed": PREFIX.pack(2, 9, 0) + b"malformed",
-    "noise": random.Random(1).randbytes(10_000),
+    "a malformed header": PREFIX.pack(2, 9, 5) + b"malformed" + b"12345",
 }
 
 
-@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_ends_a_connection_and_no_other(garbage: bytes, address: Address) -> None:
-    place = Place(address, seals=False)
-    honest = place.joined(b"a")
+def impostor(place: Place) -> socket.socket:
+    """Has a ticket, and says what it likes."""
     invitation = place.entrance.invite(b"b")
-    raw = place.stranger()
-    raw.sendall(invitation.ticket + garbage)
+    raw = socket.create_connection(("127.0.0.1", invitation.port))
+    raw.sendall(invitation.ticket)
+    place.until(lambda: b"b" in place.entrance.named)
+    return raw
+
+
+@pytest.fixture
+def plain() -> Iterator[Place]:
+    made = Place(("127.0.0.1", 0), seals=False)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("garbage", BROKEN.values(), ids=BROKEN)
+def test_what_cannot_be_read_ends_a_connection_and_no_other(garbage: bytes, plain: Place) -> None:
+    honest, raw = plain.joined(b"a"), impostor(plain)
+    raw.sendall(garbage)
     raw.close()
-
-    def ended() -> bool:
-        with suppress(Malformed):
-            place.turn()
-        return [*place.entrance.named] == [b"a"] and len(place.entrance.connections) == 1
-
-    place.until(ended)
+    plain.until(lambda: [*plain.entrance.named] == [b"a"])
+    assert len(plain.entrance.connections) == 1
     honest.send([b"header", b"payload"])
-    assert place.received() == (b"a", [b"header", b"payload"])
-    place.close()
+    assert plain.received() == (b"a", [b"header", b"payload"])
+
+
+@pytest.mark.parametrize("garbage", MALFORMED.values(), ids=MALFORMED)
+def test_what_follows_a_malformed_message_is_read(garbage: bytes, plain: Place) -> None:
+    """It is an error of its own, whoever sent it, and its payload is nowhere."""
+    raw = impostor(plain)
+    for number in range(3):
+        raw.sendall(garbage)
+        with pytest.raises(Malformed):
+            plain.until(lambda: plain.came)
+        raw.sendall(PREFIX.pack(2, 1, 3) + b"%d" % number + b"yes")
+        assert plain.received() == (b"b", [b"%d" % number, b"yes"])
+    raw.close()
 
 
 class Between:
