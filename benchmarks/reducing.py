@@ -140,7 +140,7 @@ class Mayfly:
     def _relayed(self) -> tuple[str, Message] | None:
         received = self._link.receive()
         if received is not None:
-            message = self._wire.decode(received[1], is_guarded=self._link.is_within_host)
+            message = self._wire.decode(received[1], is_guarded=self._link.is_guarded)
             return received[0].decode(), message
         streamed = self._link.receive_streamed()
         return (streamed[0].decode(), streamed[1]) if streamed is not None else None

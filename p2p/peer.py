@@ -375,7 +375,7 @@ class _Peer:
         received = self._link.receive()
         if received is not None:
             source, frames = received
-            message = self._wire.decode(frames, is_guarded=self._link.is_within_host)
+            message = self._wire.decode(frames, is_guarded=self._link.is_guarded)
         else:
             streamed = self._link.receive_streamed()
             if streamed is None:

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import zmq
@@ -27,6 +28,7 @@ import zmq
 from fault.records import Peer
 from p2p.messages import Hello, Message, Segment, StatePart, Total
 from p2p.traffic import Traffic
+from p2p.transport.entrance import Entrance
 from p2p.transport.hosts import host_of, is_within_host
 from p2p.transport.keys import Gate, PeerKeys, dial
 from p2p.transport.link import BULK_LIMIT_MESSAGES, COPY_BELOW_BYTES, received_frames
@@ -37,8 +39,9 @@ from p2p.transport.relay import (
     HEARTBEAT_TIMEOUT_MS,
     MESSAGE_LIMIT_BYTES,
 )
+from p2p.transport.sealing import Invitation
 from p2p.transport.shared import Gone, Pool, Reference
-from p2p.transport.stream import Broken, Connection, Entrance, Invitation
+from p2p.transport.stream import LARGEST_BYTES, Broken, Connection
 from p2p.transport.wire import Frame, Malformed, WireFormat
 
 HELLO_EVERY_S = 1.0
@@ -137,9 +140,13 @@ class DirectLinks:
             else:
                 self.endpoints.append(self._router.getsockopt_string(zmq.LAST_ENDPOINT))
         self._entrance: Entrance[Message] | None = None
+        self._turn = 0
         if self.endpoints and not self._is_local:
-            addresses = [(host_of(each), 0) for each in self.endpoints]
-            self._entrance = Entrance(addresses, poller, keys is not None, self._begun)
+            addresses = [*dict.fromkeys((host_of(each), 0) for each in self.endpoints)]
+            try:
+                self._entrance = Entrance(addresses, poller, keys is not None, self._begun)
+            except OSError as error:
+                print(f"{me}: no direct links, {addresses}: {error}", file=sys.stderr)
         poller.register(self._router, zmq.POLLIN)
 
     # --- making links -----------------------------------------------------------------------
@@ -224,6 +231,8 @@ class DirectLinks:
         try:
             if link.stream is None:
                 taken = _offer(link.dealer, [tag + header, *rest])
+            elif payload.nbytes > LARGEST_BYTES:
+                return False
             elif taken := link.stream.waiting < BULK_LIMIT_MESSAGES:
                 link.stream.send([header, *rest])
         except Broken:
@@ -243,21 +252,32 @@ class DirectLinks:
         """A message that came, or None; never waits. Raises Malformed, as `WireFormat.decode`."""
         self._hear_welcomes()
         self._flush()
+        streams = []
         if self._entrance is not None:
             self._entrance.accept()
-            for connection in [*self._entrance.connections.values()]:
-                message = self._entrance.receive(connection)
+            streams = [*self._entrance.connections.values()]
+        for _ in range(1 + len(streams)):
+            # from the one after the last, so that nobody starves the others
+            self._turn = (self._turn + 1) % (1 + len(streams))
+            if self._turn == len(streams):
+                received = self._routed()
+                if received is not None:
+                    return received
+            elif self._entrance is not None:
+                stream = streams[self._turn]
+                message = self._entrance.receive(stream)
                 if message is not None:
-                    return connection.name.decode("ascii", "replace"), message
-        while True:
-            received = received_frames(self._router)
-            if received is None:
-                return None
+                    return stream.name.decode("ascii", "replace"), message
+        return None
+
+    def _routed(self) -> tuple[Peer, Message] | None:
+        while (received := received_frames(self._router)) is not None:
             source, *frames = received
             peer = bytes(source).decode("ascii", "replace")
             message = self._opened(peer, frames)
             if message is not None:
                 return peer, message
+        return None
 
     def close(self) -> None:
         for peer in [*self._outgoing]:
@@ -326,16 +346,11 @@ class DirectLinks:
             return  # it went away, and knocks again if it comes back
 
     def _hear_welcomes(self) -> None:
-        for peer in [*self._waiting]:
-            link = self._outgoing.get(peer)
-            while link is not None:
-                try:
-                    said = link.dealer.recv(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                if said.startswith(WELCOME + _packed(link.number)):
+        for peer, link in self._outgoing.items():
+            while (said := _said(link.dealer)) is not None:
+                if peer in self._waiting and said.startswith(WELCOME + _packed(link.number)):
                     self._follow(link, said[1 + len(_packed(link.number)) :])
-            if link is not None and link.up and link.welcomed:
+            if peer in self._waiting and link.up and link.welcomed:
                 link.mistrust_s = MISTRUST_S
                 self._waiting.discard(peer)
 
@@ -347,7 +362,7 @@ class DirectLinks:
         elif link.stream is None:
             with suppress(OSError, ValueError):
                 invited = Invitation.from_bytes(invitation)
-                address = host_of(link.endpoint), invited.port
+                address = str(ip_address(host_of(link.endpoint))), invited.port
                 link.stream = Connection.dialled(
                     address, invited, self._poller, self._begun, hears=False
                 )
@@ -409,6 +424,14 @@ def _offer(dealer: zmq.Socket[bytes], frames: list[Frame]) -> bool:
     except zmq.Again:
         return False
     return True
+
+
+def _said(dealer: zmq.Socket[bytes]) -> bytes | None:
+    """What its other end says, or None when that is nothing."""
+    try:
+        return dealer.recv(zmq.NOBLOCK)
+    except zmq.Again:
+        return None
 
 
 def _reachable(endpoint: str) -> bool:

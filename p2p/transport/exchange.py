@@ -2,9 +2,10 @@
 
 A peer's header begins with the destination's name, and arrives with the source's: a byte with its
 length, the name, the header itself. Messages are received whole and then queued for their
-destination, at most `queue_bytes` of them, half of that from one source. What does not fit is held,
-and nothing more read from its source, as long as the destination takes a message every
-`PATIENCE_S`; else it is dropped and counted, so nobody waits for one that does not read.
+destination, at most `queue_bytes` of them, half of that from one source. What does not fit is held
+for `HOLD_S` at most, and nothing more read from its source, as long as the destination takes a
+message every `PATIENCE_S`; else it is dropped and counted, so nobody waits for one that does not
+read. So for each source there is one message more, held or on its way here.
 
 A destination that has no such connection is reached by the relay's other way.
 """
@@ -19,11 +20,13 @@ from typing import NamedTuple, Protocol
 
 import zmq
 
-from p2p.transport.stream import Address, Broken, Connection, Entrance
+from p2p.transport.entrance import Entrance
+from p2p.transport.stream import Address, Broken, Connection
 from p2p.transport.wire import Frame, Malformed
 
 BATCH_MESSAGES = 16
-PATIENCE_S = 0.5
+PATIENCE_S, HOLD_S = 0.5, 1.5
+"""Well below the time after which a source gives a connection up that takes nothing."""
 UNIX_SUFFIX = ".large"
 """Of the relay's own Unix socket's name."""
 
@@ -48,7 +51,7 @@ def addressed(name: bytes, header: Frame) -> bytes:
 
 def opened(frames: list[Frame]) -> tuple[Addressed, memoryview]:
     """What `addressed` has closed, and where its payload comes. Raises Malformed."""
-    if len(frames) != 2 or not len(frames[0]) > frames[0][0]:
+    if len(frames) != 2 or not frames[0] or len(frames[0]) <= frames[0][0]:
         raise Malformed("a large message without an address")
     header, payload = bytes(frames[0]), memoryview(frames[1])
     end = 1 + header[0]
@@ -87,8 +90,10 @@ class _Queue:
     connection: Connection[Addressed]
     room: Room = field(default_factory=Room)
     entries: deque[tuple[bytes, Sequence[Frame], int]] = field(default_factory=deque)
-    held: deque[tuple[Connection[Addressed], Addressed]] = field(default_factory=deque)
-    """For what there is no room yet, and of whom, who is not heard meanwhile."""
+    written: tuple[bytes, int] | None = None
+    """Whose the message is that the connection is sending, and its size."""
+    held: deque[tuple[Connection[Addressed], Addressed, float]] = field(default_factory=deque)
+    """For what there is no room, of whom, who is not heard meanwhile, and since when."""
     moved_at: float = 0.0
     """When the connection last took one, or had nothing to take."""
 
@@ -97,7 +102,7 @@ class _Queue:
         size = len(message.header) + len(message.payload)
         if not self.room.is_enough(source, size, limit):
             return False
-        if not self.entries:
+        if not self.entries and self.written is None:
             self.moved_at = time.monotonic()
         frames: list[Frame] = [addressed(source, message.header), message.payload]
         self.entries.append((source, frames, size))
@@ -107,10 +112,15 @@ class _Queue:
     def feed(self) -> None:
         """Hands on what the connection takes now. Raises Broken."""
         self.connection.flush()
-        while self.entries and self.connection.is_idle:
+        while self.connection.is_idle:
+            if self.written is not None:
+                self.moved_at = time.monotonic()
+                self.room.give_back(*self.written)
+                self.written = None
+            if not self.entries:
+                return
             source, frames, size = self.entries.popleft()
-            self.moved_at = time.monotonic()
-            self.room.give_back(source, size)
+            self.written = source, size
             self.connection.send(frames)
 
 
@@ -143,7 +153,7 @@ class Exchange:
             self.entrance.accept()
             return
         # in batches, so that a flood does not keep the others waiting
-        for _ in range(BATCH_MESSAGES):
+        for _ in range(BATCH_MESSAGES if connection.hears else 0):
             try:
                 message = self.entrance.receive(connection)
             except Malformed:
@@ -161,7 +171,9 @@ class Exchange:
         for queue in [*self._queues.values()]:
             if queue.connection.fileno() < 0:
                 self._drop(queue)
-            elif queue.held and now - queue.moved_at > PATIENCE_S:
+            elif (
+                queue.held and now - min(queue.moved_at + PATIENCE_S, queue.held[0][2] + HOLD_S) > 0
+            ):
                 self._let_go(queue)
 
     def _forward(self, source: Connection[Addressed], message: Addressed) -> bool:
@@ -179,7 +191,7 @@ class Exchange:
             self._count(message)
             self._feed(queue)
         elif time.monotonic() - queue.moved_at <= PATIENCE_S:
-            queue.held.append((source, message))
+            queue.held.append((source, message, time.monotonic()))
             source.hear(False)
             return False
         else:
@@ -194,7 +206,7 @@ class Exchange:
         try:
             queue.feed()
             while queue.held and queue.offer(queue.held[0][0].name, queue.held[0][1], self._limit):
-                source, message = queue.held.popleft()
+                source, message, _ = queue.held.popleft()
                 self._count(message)
                 source.hear(True)
                 queue.feed()
@@ -205,7 +217,7 @@ class Exchange:
     def _let_go(self, queue: _Queue) -> None:
         """Drops what is held, and hears their sources again."""
         self._counters.dropped += len(queue.held)
-        for source, _ in queue.held:
+        for source, _, _ in queue.held:
             source.hear(True)
         queue.held.clear()
 

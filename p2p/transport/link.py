@@ -161,8 +161,8 @@ class ControlAndBulk:
     ) -> None:
         if len(identity) > IDENTITY_LIMIT_BYTES:
             raise ValueError(f"{identity!r} is too long for the identity of a peer")
-        self.is_within_host = all(map(is_within_host, relays))
-        """What goes through these relays is only copied, by the kernel."""
+        self.is_guarded = keys is not None or all(map(is_within_host, relays))
+        """What goes through these relays is authenticated, or only copied, by the kernel."""
         self.control = Link(identity + self.CONTROL, relays, context, keys=keys)
         self.bulk = Link(identity + self.BULK, relays, context, BULK_LIMIT_MESSAGES, keys)
 
@@ -280,5 +280,5 @@ def relay_bulk(link: ControlAndBulk, wire: WireFormat[Message], to: Peer, messag
         header, payload = wire.encode(message, hashed=False)
         if link.send_streamed(to.encode(), header, payload):
             return True
-    frames = wire.encode(message, hashed=not link.is_within_host)
+    frames = wire.encode(message, hashed=not link.is_guarded)
     return link.send_bulk(to.encode(), frames)

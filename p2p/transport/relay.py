@@ -7,12 +7,13 @@ nothing else and copies no payload. A message to `relay` of the one frame `stats
 the counters as a msgpack map, and `stream` with an invitation to a connection beside ZeroMQ, on
 which large messages go faster (`exchange.py`).
 
-It never waits for anybody. What cannot be delivered now is counted and dropped, for the peers ask
-again. What it holds by ZeroMQ for one destination that does not read is bounded twice: messages of
-`LARGE_BYTES` and more by their bytes (`--queue-bytes`, counted from when they are accepted until
-ZeroMQ has written them out), smaller ones by ZeroMQ's own limit of `SEND_LIMIT_MESSAGES`. A
-destination that stays silent for `HEARTBEAT_TIMEOUT_MS` loses its connection, and the relay what it
-held for it. One source may take half of a destination's room, so that others find some.
+It waits for nobody who does not read. What cannot be delivered is counted and dropped, for the
+peers ask again. What it holds by ZeroMQ for one destination that does not read is bounded twice:
+messages of `LARGE_BYTES` and more by their bytes (`--queue-bytes`, counted from when they are
+accepted until ZeroMQ has written them out), smaller ones by ZeroMQ's own limit of
+`SEND_LIMIT_MESSAGES`. A destination that stays silent for `HEARTBEAT_TIMEOUT_MS` loses its
+connection, and the relay what it held for it. One source may take half of a destination's room, so
+that others find some.
 
 With `--keys` only those get in that have the key of the relay's run (`keys.py`); so a relay serves
 one run, and nobody speaks to another's peers. Without, it listens where this machine alone reaches
@@ -138,10 +139,11 @@ class Relay:
         )
         self._poller = zmq.Poller()
         self._exchange: Exchange | None = None
+        addresses: list[Address] = []
         try:
             for endpoint in endpoints:
                 self._bind(endpoint)
-            addresses = [_beside(endpoint, stream_port) for endpoint in self.endpoints]
+            addresses += dict.fromkeys(_beside(each, stream_port) for each in self.endpoints)
             if are_unix_sockets_fast() or not any(isinstance(each, Path) for each in addresses):
                 self._exchange = Exchange(
                     *(addresses, self._poller, keys is not None, queue_bytes, self.counters),

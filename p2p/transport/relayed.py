@@ -21,7 +21,8 @@ from p2p.transport.exchange import UNIX_SUFFIX, addressed, opened
 from p2p.transport.hosts import host_of
 from p2p.transport.placing import Place, begun
 from p2p.transport.relay import RELAY, STREAM
-from p2p.transport.stream import Address, Broken, Connection, Invitation
+from p2p.transport.sealing import Invitation
+from p2p.transport.stream import LARGEST_BYTES, Address, Broken, Connection
 from p2p.transport.wire import Frame, WireFormat
 
 ASK_EVERY_S = 1.0
@@ -37,7 +38,8 @@ Received = tuple[bytes, Message]
 class _Way:
     """To one relay."""
 
-    relay: str
+    address: Address | None
+    """Where the relay is, a port apart; None for a name that cannot be resolved."""
     dealer: zmq.Socket[bytes]
     connection: Connection[Received] | None = None
     asked_at: float = -float("inf")
@@ -59,14 +61,16 @@ class RelayedStreams:
         self._poller = poller
         self._wire = wire
         self._place = place
-        self._ways = [_Way(relay, dealer) for relay, dealer in zip(relays, dealers, strict=True)]
+        self._ways = [
+            _Way(_resolved(relay), dealer) for relay, dealer in zip(relays, dealers, strict=True)
+        ]
         self._turn = self._heard = 0
 
     def tick(self, now: float) -> None:
         for way in self._ways:
             connection = way.connection
             if connection is None:
-                if now - way.asked_at >= ASK_EVERY_S:
+                if way.address is not None and now - way.asked_at >= ASK_EVERY_S:
                     way.asked_at = now
                     with suppress(zmq.Again):
                         way.dealer.send_multipart([RELAY, STREAM], zmq.NOBLOCK)
@@ -78,15 +82,18 @@ class RelayedStreams:
     def on_invitation(self, number: int, frames: Sequence[Frame]) -> None:
         """The relay of this number has answered."""
         way = self._ways[number]
-        if way.connection is None and len(frames) == 2:
+        address = way.address
+        if address is not None and way.connection is None and len(frames) == 2:
             with suppress(OSError, ValueError):
                 invitation = Invitation.from_bytes(frames[1])
-                way.connection = Connection.dialled(
-                    _address(way.relay, invitation.port), invitation, self._poller, self._begin
-                )
+                if isinstance(address, tuple):
+                    address = address[0], invitation.port
+                way.connection = Connection.dialled(address, invitation, self._poller, self._begin)
 
     def send(self, destination: bytes, header: Frame, payload: Frame) -> bool:
         """False when there is no connection with room; a payload must not be changed after."""
+        if len(payload) > LARGEST_BYTES:
+            return False
         for _ in self._ways:
             self._turn = (self._turn + 1) % len(self._ways)
             way = self._ways[self._turn]
@@ -134,9 +141,11 @@ class RelayedStreams:
             way.connection = None
 
 
-def _address(relay: str, port: int) -> Address:
-    """Raises OSError for a name that cannot be resolved."""
+def _resolved(relay: str) -> Address | None:
     if relay.startswith("ipc://"):
         return Path(relay.removeprefix("ipc://") + UNIX_SUFFIX)
-    found = socket.getaddrinfo(host_of(relay), port, type=socket.SOCK_STREAM)
-    return str(found[0][4][0]), port
+    try:
+        found = socket.getaddrinfo(host_of(relay), 0, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        return None
+    return str(found[0][4][0]), 0

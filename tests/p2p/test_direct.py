@@ -145,6 +145,32 @@ def test_a_link_that_carries_nothing_is_given_up_for_a_while(ends: Callable[[str
     assert a.links.send("b", a.segment(4))
 
 
+def test_a_welcome_that_comes_too_late_is_read_all_the_same(ends: Callable[[str], End]) -> None:
+    """Else whoever waits for messages would be woken for it again and again."""
+    a, b = ends("a"), ends("b")
+    introduced(a, b)
+    a.links.check("b", 10.0)
+    a.links.tick(10.1 + WELCOME_S)
+    assert not a.links.send("b", a.segment(4))
+    b.received()
+    a.received()
+    assert a.poller.poll(100) == []
+    assert not a.links.send("b", a.segment(4))
+
+
+def test_one_that_sends_much_keeps_nobody_from_being_heard(ends: Callable[[str], End]) -> None:
+    a, b, c = (ends(name) for name in "abc")
+    for sender in (a, b):
+        introduced(sender, c)
+    for _ in range(30):
+        assert a.links.send("c", a.segment(1000))
+    assert b.links.send("c", b.segment(1000))
+    time.sleep(0.2)
+    c.poller.poll(100)
+    heard = [message[0] for _ in range(10) if (message := c.links.receive()) is not None]
+    assert "b" in heard
+
+
 def test_a_check_of_a_link_that_works_changes_nothing(ends: Callable[[str], End]) -> None:
     a, b = ends("a"), ends("b")
     introduced(a, b)
