@@ -250,12 +250,8 @@ class DirectLinks:
 
     def receive(self) -> tuple[Peer, Message] | None:
         """A message that came, or None; never waits. Raises Malformed, as `WireFormat.decode`."""
-        self._hear_welcomes()
         self._flush()
-        streams = []
-        if self._entrance is not None:
-            self._entrance.accept()
-            streams = [*self._entrance.connections.values()]
+        streams = [*self._entrance.connections.values()] if self._entrance is not None else []
         for _ in range(1 + len(streams)):
             # from the one after the last, so that nobody starves the others
             self._turn = (self._turn + 1) % (1 + len(streams))
@@ -268,6 +264,10 @@ class DirectLinks:
                 message = self._entrance.receive(stream)
                 if message is not None:
                     return stream.name.decode("ascii", "replace"), message
+        # what follows is seldom, and has to be looked for once in a while only
+        self._hear_welcomes()
+        if self._entrance is not None:
+            self._entrance.accept()
         return None
 
     def _routed(self) -> tuple[Peer, Message] | None:
@@ -428,10 +428,8 @@ def _offer(dealer: zmq.Socket[bytes], frames: list[Frame]) -> bool:
 
 def _said(dealer: zmq.Socket[bytes]) -> bytes | None:
     """What its other end says, or None when that is nothing."""
-    try:
-        return dealer.recv(zmq.NOBLOCK)
-    except zmq.Again:
-        return None
+    frames = received_frames(dealer)
+    return bytes(frames[0]) if frames else None
 
 
 def _reachable(endpoint: str) -> bool:
