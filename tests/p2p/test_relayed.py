@@ -65,7 +65,7 @@ class Peer:
 
     def settle(self) -> None:
         """Nothing is on its way to itself any more."""
-        quiet = time.monotonic() + 0.2
+        quiet = time.monotonic() + 0.1
         while time.monotonic() < quiet:
             self.turn()
         self.came.clear()
