@@ -80,9 +80,10 @@ class Peer:
 
 def until(condition: Callable[[], object], *peers: Peer, seconds: float = 15.0) -> None:
     def has_come() -> object:
-        for peer in peers:
-            peer.turn()
-        return condition()
+        if not (found := condition()):
+            for peer in peers:
+                peer.turn()
+        return found
 
     wait_until(has_come, seconds)
 
