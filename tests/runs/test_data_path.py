@@ -62,15 +62,30 @@ def test_faults_change_not_one_bit(
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("links", ["direct", pytest.param("relay", marks=pytest.mark.acceptance)])
+@pytest.mark.parametrize(
+    ("job", "collective", "compress"),
+    [
+        ("digits", "direct", "int8"),
+        # its segments are long enough for connections beside ZeroMQ
+        pytest.param("wide", "ring", "none", marks=pytest.mark.acceptance),
+    ],
+)
 def test_the_way_of_the_bytes_does_not_show(
-    links: str, run: Play, calm: Reference, relay_address: str
+    job: str,
+    collective: str,
+    compress: str,
+    links: str,
+    run: Play,
+    calm: Reference,
+    relay_address: str,
 ) -> None:
     """Over TCP with keys, or through relays on TCP: the same bits, and whoever hands over ends."""
-    work = workload_of("digits", STEPS["digits"], "direct")
-    options = ("--compress", "int8", "--links", links, "--relay-listen", relay_address)
-    options += ("--time-limit", LIFE_S)
-    result = run(work, f"int8-{links}", Kill(30, (1,)), options=options)
-    assert result.weights == calm("digits", "direct", "int8").weights
+    work = workload_of(job, STEPS[job], collective)
+    options = ("--compress", compress, "--links", links, "--relay-listen", relay_address)
+    options += ("--time-limit", LIFE_S, "--relays", "2")
+    faults = Kill(30, (1,)), KillPart(60, ("relay-1",))
+    result = run(work, f"{compress}-{links}", *faults, options=options)
+    assert result.weights == calm(job, collective, compress).weights
     assert result.summary["handovers"] >= 1 and result.summary["deaths"] >= 1
     logs = (Path(result.summary["folder"]) / "logs" / "functions").glob("*.log")
     assert not [log for log in logs if "timed out" in log.read_text()]
