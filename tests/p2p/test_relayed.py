@@ -341,6 +341,7 @@ def test_who_reads_slowly_loses_nothing(folder: Path) -> None:
         relay.kill()
 
 
+@pytest.mark.parametrize("way", ["keys"], indirect=True)
 def test_a_relay_that_stands_still_is_left(
     peers: Callable[[str], Peer], relay: RelayProcess
 ) -> None:
