@@ -27,7 +27,7 @@ from p2p.traffic import Traffic
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
 from p2p.transport.keys import PeerKeys
-from p2p.transport.link import ControlAndBulk, relay_bulk
+from p2p.transport.link import ControlAndBulk, relay_bulk, relayed
 from p2p.transport.shared import Pool
 from p2p.transport.wire import WireFormat
 
@@ -74,7 +74,14 @@ class Mayfly:
         binds = [direct.format(rank)] if direct else []
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._direct = DirectLinks(
-            *(self.me, binds, context, self._poller, self._wire, self._pool, Traffic(), keys),
+            self.me,
+            binds,
+            context,
+            self._poller,
+            self._wire,
+            self._pool,
+            Traffic(),
+            keys,
             self._place,
         )
         self._link.stream(self._poller, self._wire, self._place)
@@ -123,8 +130,8 @@ class Mayfly:
     def _serve(self, steps: Steps, timeout_ms: int = GLANCE_MS) -> None:
         self._poller.poll(timeout_ms)
         now = time.monotonic()
-        while (relayed := self._relayed()) is not None:
-            peer, message = relayed
+        while (came := relayed(self._link, self._wire)) is not None:
+            peer, message = came
             if isinstance(message, Hello):
                 self._direct.on_hello(peer, message, now)
             elif isinstance(message, Segment) and (hello := self._direct.hello(peer, now)):
@@ -136,14 +143,6 @@ class Mayfly:
         self._direct.tick(now)
         steps.tick(time.monotonic())
         self._carry_out(steps)
-
-    def _relayed(self) -> tuple[str, Message] | None:
-        received = self._link.receive()
-        if received is not None:
-            message = self._wire.decode(received[1], is_guarded=self._link.is_guarded)
-            return received[0].decode(), message
-        streamed = self._link.receive_streamed()
-        return (streamed[0].decode(), streamed[1]) if streamed is not None else None
 
     def _place(self, segment: Segment) -> memoryview | None:
         return self._steps.place(segment) if self._steps is not None else None

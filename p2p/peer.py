@@ -39,7 +39,7 @@ from p2p.traffic import Traffic
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
 from p2p.transport.keys import PeerKeys
-from p2p.transport.link import ControlAndBulk, relay_bulk
+from p2p.transport.link import ControlAndBulk, relay_bulk, relayed
 from p2p.transport.shared import Pool
 from p2p.transport.wire import Malformed, WireFormat
 
@@ -280,7 +280,14 @@ class _Peer:
         poller.register(self._wake_reader, zmq.POLLIN)
         binds = spec.listens_at(self.me, os.environ.get(ADDRESS_VARIABLE, "127.0.0.1"))
         self._direct = DirectLinks(
-            *(self.me, binds, context, poller, self._wire, self.memory, self._traffic, self._keys),
+            self.me,
+            binds,
+            context,
+            poller,
+            self._wire,
+            self.memory,
+            self._traffic,
+            self._keys,
             core.steps.place,
         )
         self._link.stream(poller, self._wire, core.steps.place)
@@ -361,8 +368,8 @@ class _Peer:
 
     def _received(self, now: float) -> tuple[Peer, Message] | None:
         """A message for the core, by whichever way it came, or None. Raises Malformed."""
-        while (relayed := self._relayed()) is not None:
-            source, message = relayed
+        while (came := relayed(self._link, self._wire)) is not None:
+            source, message = came
             if isinstance(message, Hello):
                 self._direct.on_hello(source, message, now)
                 continue
@@ -370,18 +377,6 @@ class _Peer:
                 self._link.send_control(source.encode(), self._wire.encode(hello))
             return source, message
         return self._direct.receive()
-
-    def _relayed(self) -> tuple[Peer, Message] | None:
-        received = self._link.receive()
-        if received is not None:
-            source, frames = received
-            message = self._wire.decode(frames, is_guarded=self._link.is_guarded)
-        else:
-            streamed = self._link.receive_streamed()
-            if streamed is None:
-                return None
-            source, message = streamed
-        return source.decode("ascii", "replace"), message
 
     def _carry_out(self, core: Core) -> None:
         index = 0

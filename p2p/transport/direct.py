@@ -31,7 +31,7 @@ from p2p.traffic import Traffic
 from p2p.transport.entrance import Entrance
 from p2p.transport.hosts import host_of, is_within_host
 from p2p.transport.keys import Gate, PeerKeys, dial
-from p2p.transport.link import BULK_LIMIT_MESSAGES, COPY_BELOW_BYTES, received_frames
+from p2p.transport.link import BULK_LIMIT_MESSAGES, offer, received_frames
 from p2p.transport.placing import Place, begun, nowhere
 from p2p.transport.relay import (
     HANDSHAKE_MS,
@@ -230,7 +230,7 @@ class DirectLinks:
                 tag, rest = NAMED, [reference.to_bytes()]
         try:
             if link.stream is None:
-                taken = _offer(link.dealer, [tag + header, *rest])
+                taken = offer(link.dealer, [tag + header, *rest])
             elif payload.nbytes > LARGEST_BYTES:
                 return False
             elif taken := link.stream.waiting < BULK_LIMIT_MESSAGES:
@@ -413,17 +413,6 @@ class DirectLinks:
             self._poller.unregister(link.dealer)
             link.dealer.close(linger=0)
             link.put_down()
-
-
-def _offer(dealer: zmq.Socket[bytes], frames: list[Frame]) -> bool:
-    """False when there is no room."""
-    try:
-        for index, frame in enumerate(frames):
-            more = zmq.SNDMORE if index < len(frames) - 1 else 0
-            dealer.send(frame, zmq.NOBLOCK | more, copy=len(frame) < COPY_BELOW_BYTES)
-    except zmq.Again:
-        return False
-    return True
 
 
 def _said(dealer: zmq.Socket[bytes]) -> bytes | None:

@@ -98,7 +98,7 @@ class Link:
         """
         for _ in self._sockets:
             self._last_sent = (self._last_sent + 1) % len(self._sockets)
-            if _offer(self._sockets[self._last_sent], destination, frames):
+            if offer(self._sockets[self._last_sent], [destination, *frames]):
                 self.traffic.sent += 1
                 return True
         self.traffic.dropped += 1
@@ -239,11 +239,8 @@ def _configure(dealer: zmq.Socket[bytes], identity: bytes, limit_messages: int) 
         dealer.setsockopt(option, value)
 
 
-def _offer(dealer: zmq.Socket[bytes], destination: bytes, frames: Sequence[Frame]) -> bool:
-    try:
-        dealer.send(destination, zmq.NOBLOCK | zmq.SNDMORE)
-    except zmq.Again:
-        return False
+def offer(dealer: zmq.Socket[bytes], frames: Sequence[Frame]) -> bool:
+    """Sends a message, unless there is no room for it now."""
     taken = True
     last = len(frames) - 1
     for index, frame in enumerate(frames):
@@ -251,8 +248,10 @@ def _offer(dealer: zmq.Socket[bytes], destination: bytes, frames: Sequence[Frame
         try:
             dealer.send(frame, flags, copy=len(frame) < COPY_BELOW_BYTES)
         except zmq.Again:
-            # the relay went away in the middle: ZeroMQ drops the message, but only after its last
-            # frame does the next one count as a new message
+            if index == 0:
+                return False
+            # the other end went away in the middle: ZeroMQ drops the message, but only after its
+            # last frame does the next one count as a new message
             taken = False
     return taken
 
@@ -262,9 +261,8 @@ def received_frames(socket: zmq.Socket[bytes]) -> list[Frame] | None:
 
     None when there is no message.
     """
-    if (
-        not cast(int, socket.get(zmq.EVENTS)) & _READABLE
-    ):  # which costs less than to find out by zmq.Again
+    # to ask costs less than to find out by zmq.Again
+    if not cast(int, socket.get(zmq.EVENTS)) & _READABLE:
         return None
     # small frames lie at any address in a shared buffer, and would keep it alive; large ones have
     # their own, aligned for float32
@@ -282,3 +280,17 @@ def relay_bulk(link: ControlAndBulk, wire: WireFormat[Message], to: Peer, messag
             return True
     frames = wire.encode(message, hashed=not link.is_guarded)
     return link.send_bulk(to.encode(), frames)
+
+
+def relayed(link: ControlAndBulk, wire: WireFormat[Message]) -> tuple[Peer, Message] | None:
+    """What came through a relay, whichever way, or None. Raises Malformed."""
+    received = link.receive()
+    if received is not None:
+        source, frames = received
+        message = wire.decode(frames, is_guarded=link.is_guarded)
+    else:
+        streamed = link.receive_streamed()
+        if streamed is None:
+            return None
+        source, message = streamed
+    return source.decode("ascii", "replace"), message

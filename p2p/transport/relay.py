@@ -146,7 +146,11 @@ class Relay:
             addresses += dict.fromkeys(_beside(each, stream_port) for each in self.endpoints)
             if are_unix_sockets_fast() or not any(isinstance(each, Path) for each in addresses):
                 self._exchange = Exchange(
-                    *(addresses, self._poller, keys is not None, queue_bytes, self.counters),
+                    addresses,
+                    self._poller,
+                    keys is not None,
+                    queue_bytes,
+                    self.counters,
                     self._forward_large,
                 )
         except OSError as error:

@@ -160,13 +160,13 @@ def test_a_welcome_that_comes_too_late_is_read_all_the_same(ends: Callable[[str]
 
 def test_one_that_sends_much_keeps_nobody_from_being_heard(ends: Callable[[str], End]) -> None:
     a, b, c = (ends(name) for name in "abc")
+    if c.links.endpoints[0].startswith("ipc"):
+        pytest.skip("ZeroMQ sees to it there")
     for sender in (a, b):
         introduced(sender, c)
     for _ in range(30):
         assert a.links.send("c", a.segment(1000))
     assert b.links.send("c", b.segment(1000))
-    time.sleep(0.2)
-    c.poller.poll(100)
     heard = [message[0] for _ in range(10) if (message := c.links.receive()) is not None]
     assert "b" in heard
 
