@@ -29,6 +29,7 @@ from p2p.transport.direct import DirectLinks
 from p2p.transport.keys import PeerKeys
 from p2p.transport.link import ControlAndBulk, relay_bulk, relayed
 from p2p.transport.shared import Pool
+from p2p.transport.stream import Target
 from p2p.transport.wire import WireFormat
 
 BATCH_STEPS = 1_000_000
@@ -144,7 +145,7 @@ class Mayfly:
         steps.tick(time.monotonic())
         self._carry_out(steps)
 
-    def _place(self, segment: Segment) -> memoryview | None:
+    def _place(self, segment: Segment) -> Target | None:
         return self._steps.place(segment) if self._steps is not None else None
 
     def _take(self, steps: Steps, peer: str, message: Message) -> None:

@@ -251,13 +251,21 @@ class Steps:
                     self._early[key] = segment
                     self._early_room -= len(segment.payload)
 
-    def place(self, segment: Segment) -> memoryview | None:
-        """Where the segment's payload may be written already while it comes; None: nowhere."""
+    def place(self, segment: Segment) -> memoryview | Callable[[int, memoryview], None] | None:
+        """Where the segment's payload may be written already while it comes, or who adds it, given
+        the first byte's place and the bytes; None: nowhere."""
+        executor, hop = self.executor, (segment.round, segment.unit, segment.dst)
         is_of_use = segment.step == self.step and segment.digest == self.digest
-        if self.executor is None or not is_of_use:
+        if executor is None or not is_of_use or not self._is_hop(segment):
             return None
-        place = self.executor.place(segment.round, segment.unit, segment.dst)
-        return place if place is not None and len(place) == len(segment.payload) else None
+        if not executor.is_next(*hop):
+            return executor.place(*hop)
+
+        def add(start: int, piece: memoryview) -> None:
+            if self.executor is executor:  # else its vectors may be others' by now
+                executor.add_piece(*hop, start, piece)
+
+        return add
 
     def _is_hop(self, segment: Segment) -> bool:
         """Whether the schedule has it, and it is as long as it should be."""

@@ -78,6 +78,8 @@ class Executor:
         """(node, unit) of what is in there."""
         self._parked: dict[tuple[int, int, int], Values] = {}
         """Segments that came before the contribution or an earlier add: (round, unit, node)."""
+        self._partly: dict[tuple[int, int], int] = {}
+        """How many elements of the next add are in the sum: (node, unit)."""
         self._lent: dict[int, memoryview] = {}
         """Where a unit's total is being written by whoever receives it."""
         self._have_total = [False] * len(units)
@@ -124,13 +126,18 @@ class Executor:
                 self._advance(node, unit)
 
     def receive(self, round: int, unit: int, node: int, payload: bytes | memoryview) -> bool:
-        """A segment for `node` arrived. False when it does not fit or is of no use."""
+        """A segment for `node` arrived. False when it does not fit or is of no use.
+
+        One that was added while it came has no payload.
+        """
         if not (0 <= unit < len(self.units) and 0 <= node < self.schedule.nodes):
             return False
         part = self.schedule.parts[self.units[unit].chunk][node]
         if part.copy is not None and part.copy[0] == round:
             return self._receive_copy(unit, payload)
-        place = next((i for i, (r, _) in enumerate(part.adds) if r == round), None)
+        if not payload and self.is_next(round, unit, node):
+            return self._advance(node, unit)
+        place = part.place_of(round)
         if place is None or self._have_total[unit] or not self._fits(unit, payload):
             return False
         added = self._added.get(node)
@@ -171,6 +178,25 @@ class Executor:
             cut = self.units[unit]
             self._lent[unit] = self.mean[cut.start : cut.stop].view(np.uint8).data
         return self._lent[unit]
+
+    def is_next(self, round: int, unit: int, node: int) -> bool:
+        """Whether a segment that the schedule has can be added while it comes."""
+        cut, added = self.units[unit], self._added.get(node)
+        return (
+            added is not None
+            and self.schedule.parts[cut.chunk][node].place_of(round) == added[unit]
+            and self._is_ready(node, cut)
+            and not self._have_total[unit]
+            and self._packing_of(unit) is None
+        )
+
+    def add_piece(self, round: int, unit: int, node: int, start: int, piece: memoryview) -> None:
+        """Adds these bytes of a segment, unless they are in the sum; each begins with byte `start`.
+
+        Several may bring the same segment at once.
+        """
+        if self.is_next(round, unit, node):
+            self._add(node, unit, np.frombuffer(piece, np.float32), start // 4)
 
     # --- what goes out ----------------------------------------------------------------------
 
@@ -271,38 +297,34 @@ class Executor:
         self._set_total(unit, place)
         return True
 
-    def _advance(self, node: int, unit: int) -> None:
-        """Adds what can be added, and hands the sum on when it is whole."""
+    def _advance(self, node: int, unit: int) -> bool:
+        """Adds what can be added, and hands the sum on when it is whole. False: nothing was."""
         cut = self.units[unit]
         if self._have_total[unit] or not self._is_ready(node, cut):
-            return
+            return False
         part, added = self.schedule.parts[cut.chunk][node], self._added[node]
-        for round, source in part.adds[added[unit] :]:
+        before = added[unit]
+        for round, source in part.adds[before:]:
             values = self._parked.pop((round, unit, node), None)
             if values is None and source in self._nodes:
                 values = self.payload(round, unit, node)  # both ends are here
-            if values is None:
-                return
+            if values is not None:
+                self._add(node, unit, values)
+            if self._partly.get((node, unit)) != cut.stop - cut.start:
+                return added[unit] > before
+            del self._partly[(node, unit)]
             added[unit] += 1
-            mine = self._sums[node][cut.start : cut.stop]
-            if (
-                added[unit] == len(part.adds)
-                and part.result is None
-                and self._packing_of(unit) is None
-            ):
-                np.add(mine, values, out=self.mean[cut.start : cut.stop])
-                self._spread_total(unit)
-                return
-            self._add(unit, values, mine)
-        result = self._result(node, unit)
-        if result is None:
-            return
         if part.result is None:
-            self._set_total(unit, self._handed_on(self.schedule.nodes, unit, result))
+            if part.adds and self._packing_of(unit) is None:
+                self._spread_total(unit)  # the last add was into the mean
+            else:
+                mine = self._sums[node][cut.start : cut.stop]
+                self._set_total(unit, self._handed_on(self.schedule.nodes, unit, mine))
         elif part.result[1] in self._nodes:
             self._advance(part.result[1], unit)
         else:
             self.out.append(Outgoing(part.result[0], unit, node, part.result[1]))
+        return True
 
     def _is_ready(self, node: int, cut: Unit) -> bool:
         start, stop = self._ready.get(node, (0, 0))
@@ -318,12 +340,21 @@ class Executor:
             return None
         return self._sums[node][cut.start : cut.stop]
 
-    def _add(self, unit: int, values: Values, to: Vector) -> None:
-        packing = self._packing_of(unit)
-        if packing is None:
-            np.add(to, values, out=to)
-        else:
-            packing.add(values.view(np.uint8), to)
+    def _add(self, node: int, unit: int, values: Values, start: int = 0) -> None:
+        """Adds a segment, or its elements from `start` on, but for what is in the sum already."""
+        cut, packing = self.units[unit], self._packing_of(unit)
+        if packing is not None:
+            packing.add(values.view(np.uint8), self._sums[node][cut.start : cut.stop])
+            self._partly[(node, unit)] = cut.stop - cut.start
+            return
+        done, stop = self._partly.get((node, unit), 0), start + len(values)
+        if start <= done < stop:
+            mine = self._sums[node][cut.start + done : cut.start + stop]
+            part = self.schedule.parts[cut.chunk][node]
+            is_total = part.result is None and self._added[node][unit] + 1 == len(part.adds)
+            into = self.mean[cut.start + done : cut.start + stop] if is_total else mine
+            np.add(mine, values[done - start :], out=into)
+            self._partly[(node, unit)] = stop
 
     def _set_total(self, unit: int, values: Values) -> None:
         cut = self.units[unit]

@@ -44,11 +44,15 @@ class Part:
     spread: tuple[tuple[int, int], ...]
     """Whom the node sends the total."""
 
+    def place_of(self, round: int) -> int | None:
+        """Which of the adds is that of this round."""
+        return next((place for place, (each, _) in enumerate(self.adds) if each == round), None)
+
     def hears(self, round: int) -> bool:
         """Whether anything of the chunk arrives in this round."""
         if self.copy is not None and self.copy[0] == round:
             return True
-        return any(round == each for each, _ in self.adds)
+        return self.place_of(round) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from p2p.transport.relay import (
 )
 from p2p.transport.sealing import Invitation
 from p2p.transport.shared import Gone, Pool, Reference
-from p2p.transport.stream import LARGEST_BYTES, Broken, Connection
+from p2p.transport.stream import LARGEST_BYTES, Broken, Connection, Target
 from p2p.transport.wire import Frame, Malformed, WireFormat
 
 HELLO_EVERY_S = 1.0
@@ -326,7 +326,7 @@ class DirectLinks:
                 return None
         raise Malformed(f"a direct message that begins with {tag!r}")
 
-    def _begun(self, frames: list[Frame]) -> tuple[Message, memoryview]:
+    def _begun(self, frames: list[Frame]) -> tuple[Message, Target]:
         return begun(self._wire, frames, self._is_guarded, self._place)
 
     def _read(self, header: Frame, reference: Reference) -> Message:

@@ -22,7 +22,7 @@ from p2p.transport.hosts import host_of
 from p2p.transport.placing import Place, begun
 from p2p.transport.relay import RELAY, STREAM
 from p2p.transport.sealing import Invitation
-from p2p.transport.stream import LARGEST_BYTES, Address, Broken, Connection
+from p2p.transport.stream import LARGEST_BYTES, Address, Broken, Connection, Target
 from p2p.transport.wire import Frame, WireFormat
 
 ASK_EVERY_S = 1.0
@@ -130,10 +130,10 @@ class RelayedStreams:
         for way in self._ways:
             self._end(way)
 
-    def _begin(self, frames: list[Frame]) -> tuple[Received, memoryview]:
+    def _begin(self, frames: list[Frame]) -> tuple[Received, Target]:
         source, header, payload = opened(frames)[0]
-        message, place = begun(self._wire, [header, payload], is_guarded=True, place=self._place)
-        return (source, message), place
+        message, target = begun(self._wire, [header, payload], is_guarded=True, place=self._place)
+        return (source, message), target
 
     def _end(self, way: _Way) -> None:
         if way.connection is not None:

@@ -1,8 +1,8 @@
 """Messages over a connection of our own, beside ZeroMQ's: for what is large.
 
 ZeroMQ receives in a thread of its own, into memory that has left the processor's cache when the
-message is whole. Here the one thread that adds also receives, and what it adds was just written;
-a total can be received where it is to lie.
+message is whole. Here the one thread that adds also receives, and adds piece by piece what has just
+come; a total can be received where it is to lie.
 
 Whoever listens gives out tickets (`entrance.py`), over a connection that is authenticated. One
 connection can be opened with each; it begins with the ticket and goes on with messages, both ways:
@@ -43,20 +43,28 @@ from p2p.transport.wire import Frame, Malformed
 
 RECORD_BYTES = 256 << 10
 """What is sealed or opened at once; both copies of it fit into a core's cache."""
+PIECE_BYTES = 512 << 10
+"""What is taken at once of a payload that is taken while it comes: half of a core's cache."""
 HEADER_LIMIT_BYTES = 64 << 10
 LARGEST_BYTES = 32 << 20
 """Of a payload; what is larger is for ZeroMQ."""
 SILENCE_MS = 5000
 """A connection ends when so long nothing of what was sent is acknowledged."""
+HOST_BUFFER_BYTES = 384 << 10
+"""What may be on its way to a process of this very host, which the kernel doubles: it stays in a
+core's cache. To other hosts the kernel adapts it to the way's length."""
 UNIX_BUFFER_BYTES = 2 << 20
 """With less, a large message takes so many wake-ups that ZeroMQ is faster."""
 _READ, _WRITE = int(zmq.POLLIN), int(zmq.POLLOUT)
 _PREFIX = struct.Struct("<BII")
 
 M = TypeVar("M")
-Begin = Callable[[list[Frame]], tuple[M, memoryview]]
+Take = Callable[[int, memoryview], None]
+"""Is given a payload piece by piece: the first byte's place, and bytes that are soon others."""
+Target = memoryview | Take
+Begin = Callable[[list[Frame]], tuple[M, Target]]
 """Makes a message of its header and of memory as long as its payload, if it has one, which is yet
-to come; says where that is to be written. Raises Malformed."""
+to come; says where that is to be written, or who takes it. Raises Malformed."""
 Address = tuple[str, int] | Path
 """An IP address and a port, or a Unix socket."""
 
@@ -113,6 +121,8 @@ class Connection(Generic[M]):
         try:
             with suppress(BlockingIOError):
                 made._socket.connect(address if isinstance(address, tuple) else str(address))
+            if isinstance(address, tuple):
+                _fit(made._socket, address[0])
         except OSError:
             made._socket.close()
             raise
@@ -125,6 +135,9 @@ class Connection(Generic[M]):
     ) -> Connection[M]:
         """By an entrance."""
         configure(taken)
+        if taken.family != socket.AF_UNIX:
+            with suppress(OSError):  # it ended already
+                _fit(taken, taken.getpeername()[0])
         made = cls(taken, poller, begin)
         made._received = made._after_ticket(admit)
         made._watch(_READ)
@@ -253,28 +266,45 @@ class Connection(Generic[M]):
             message: M | Malformed
             try:
                 begun: list[Frame] = [header.tobytes(), memory]
-                message, place = self._begin(begun[:frames])
-                if len(place) != payload_bytes:
+                message, target = self._begin(begun[:frames])
+                if isinstance(target, memoryview) and len(target) != payload_bytes:
                     raise Malformed(f"a payload of {payload_bytes} bytes where none belongs")
             except Malformed as error:  # what follows it can be read all the same
-                message, place = error, memory
-            yield from self._part(place)
+                message, target = error, memory
+            if isinstance(target, memoryview):
+                yield from self._part(target)
+            else:
+                yield from self._pieces(payload_bytes, target)
             yield message
 
     def _part(self, part: memoryview) -> Iterator[None]:
-        seal = self._inward
-        if seal is None:
+        if self._inward is None:
             yield from self._fill(part)
             return
         for start in range(0, len(part), RECORD_BYTES):
             record = part[start : start + RECORD_BYTES]
-            sealed, plain = self._sealed_in[: len(record) + TAG_BYTES], self._plain[: len(record)]
-            yield from self._fill(sealed)
-            try:
-                seal.open(sealed, plain)
-            except Forged as error:
-                raise Broken(str(error)) from None
+            plain = self._plain[: len(record)]
+            yield from self._record(self._inward, plain)
             record[:] = plain  # what is not what was sent must not get where others may read it
+
+    def _pieces(self, size: int, take: Take) -> Iterator[None]:
+        if not len(self._plain):
+            self._plain = memoryview(bytearray(PIECE_BYTES))
+        for start in range(0, size, len(self._plain)):
+            piece = self._plain[: size - start]
+            if self._inward is None:
+                yield from self._fill(piece)
+            else:
+                yield from self._record(self._inward, piece)
+            take(start, piece)
+
+    def _record(self, seal: Seal, plain: memoryview) -> Iterator[None]:
+        sealed = self._sealed_in[: len(plain) + TAG_BYTES]
+        yield from self._fill(sealed)
+        try:
+            seal.open(sealed, plain)
+        except Forged as error:
+            raise Broken(str(error)) from None
 
     def _fill(self, part: memoryview) -> Iterator[None]:
         while len(part):
@@ -317,6 +347,12 @@ def configure(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
+
+
+def _fit(connection: socket.socket, other: str) -> None:
+    """Whoever has one address with this end is on the same host."""
+    if connection.getsockname()[0] == other:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, HOST_BUFFER_BYTES)
 
 
 def _rest(frames: list[Frame], sent: int) -> list[Frame]:

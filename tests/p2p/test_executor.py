@@ -76,6 +76,17 @@ def mean_of(name: str, inputs: list[Vector], compress: str) -> Vector:
     return executor.mean
 
 
+@dataclass(eq=False)
+class Coming:
+    """A segment that is added while it comes."""
+
+    peer: int
+    executor: Executor
+    outgoing: Outgoing
+    payload: Values
+    taken: int = 0
+
+
 @dataclass
 class Cluster:
     """Peers that play the nodes between them, and the segments on their way, in no order."""
@@ -88,6 +99,7 @@ class Cluster:
     players: list[int] = field(default_factory=list)
     executors: dict[int, Executor] = field(default_factory=dict)
     on_the_way: list[tuple[int, Outgoing, Values]] = field(default_factory=list)
+    coming: list[Coming] = field(default_factory=list)
     handed_out: list[tuple[Values, bytes]] = field(default_factory=list)
     next_peer: int = 0
 
@@ -133,6 +145,16 @@ class Cluster:
         self.on_the_way.append((self.players[destination], outgoing, payload))
         return True
 
+    def carry(self) -> bool:
+        """Something goes on that is on its way; False when nothing is."""
+        if self.coming and (not self.on_the_way or self.random.random() < 0.6):
+            self.go_on()
+        elif self.on_the_way:
+            self.deliver()
+        else:
+            return False
+        return True
+
     def deliver(self) -> None:
         peer, outgoing, payload = self.on_the_way.pop(self.random.randrange(len(self.on_the_way)))
         fate = self.random.random() if self.lossy else 1.0
@@ -142,6 +164,10 @@ class Cluster:
             self.on_the_way.append((peer, outgoing, payload))
         round, unit, _, destination = outgoing
         octets = payload.data.cast("B")
+        executor = self.executors[peer]
+        if executor.is_next(round, unit, destination) and self.random.random() < 0.7:
+            self.coming.append(Coming(peer, executor, outgoing, payload))
+            return
         place = self.executors[peer].place(round, unit, destination)
         if place is not None and self.random.random() < 0.7:  # it is written while it comes
             came = self.random.choice([len(octets), self.random.randrange(len(octets) + 1)])
@@ -152,6 +178,28 @@ class Cluster:
             octets = place
         self.executors[peer].receive(round, unit, destination, octets)
         self.flush(peer)
+
+    def go_on(self) -> None:
+        """A piece of what is coming: some of it, all the rest, or the end of its connection."""
+        coming = self.random.choice(self.coming)
+        round, unit, _, destination = coming.outgoing
+        octets = coming.payload.data.cast("B")
+        fate = self.random.random()
+        if fate < 0.1:  # it comes again another way
+            self.on_the_way.append((coming.peer, coming.outgoing, coming.payload))
+        elif coming.taken < len(octets):
+            left = (len(octets) - coming.taken) // 4
+            stop = coming.taken + 4 * (left if fate < 0.5 else self.random.randint(1, left))
+            piece = np.frombuffer(octets[coming.taken : stop], np.uint8).copy()
+            coming.executor.add_piece(round, unit, destination, coming.taken, piece.data)
+            piece[:] = 255  # the next one comes into the same memory
+            coming.taken = stop
+            return
+        else:
+            coming.executor.receive(round, unit, destination, b"")
+            if self.executors.get(coming.peer) is coming.executor:
+                self.flush(coming.peer)
+        self.coming.remove(coming)
 
     def deliver_total(self, peer: int, unit: int, payload: Vector) -> None:
         self.executors[peer].receive_total(unit, payload.data.cast("B"))
@@ -190,10 +238,9 @@ class Cluster:
         for _ in range(stop_after):
             if self.complete:
                 return
-            if self.on_the_way and self.random.random() < 0.9:
-                self.deliver()
-            elif not self.compute() and not self.on_the_way:
-                assert self.ask(), "everyone waits for everyone"
+            if self.random.random() < 0.1 or not self.carry():
+                is_idle = not (self.compute() or self.on_the_way or self.coming)
+                assert not is_idle or self.ask(), "everyone waits for everyone"
 
     def check(self) -> None:
         reference = mean_of(self.name, self.inputs, self.compress).tobytes()
@@ -241,11 +288,9 @@ def test_any_partition_and_any_order_of_delivery_gives_the_same_bits(
         cluster = Cluster(name, inputs, random.Random(seed), compress=compress)
         cluster.new_view(min(nodes, 2 + seed * 2))
         while not cluster.complete:
-            if not (cluster.random.random() < 0.2 and cluster.compute()):
-                if cluster.on_the_way:
-                    cluster.deliver()
-                else:
-                    assert cluster.compute(), "a segment was not sent by itself"
+            if (cluster.random.random() < 0.2 and cluster.compute()) or cluster.carry():
+                continue
+            assert cluster.compute(), "a segment was not sent by itself"
         cluster.check()
 
 
@@ -415,6 +460,24 @@ def test_a_segment_counts_once() -> None:
     assert not executor.receive(1, 0, 0, (9 * one).tobytes())
     assert not executor.receive_total(0, (9 * one).tobytes())
     assert executor.complete and executor.mean.tolist() == [4.0, 6.0]
+
+
+def test_a_piece_counts_once() -> None:
+    """Whichever connection brings it: neither what is there, nor what comes before its time."""
+    executor = new_executor("ring", 2, 8)
+    executor.play([0])
+    ones = np.ones(4, dtype=np.float32).data.cast("B")
+    assert not executor.is_next(0, 1, 0)  # the contribution is to come
+    executor.contribute(0, np.arange(8, dtype=np.float32))
+    assert executor.is_next(0, 1, 0) and not executor.is_next(1, 1, 0)
+    for start, stop in ((4, 16), (0, 8), (12, 16), (4, 12), (0, 4)):
+        executor.add_piece(0, 1, 0, start, ones[start:stop])
+        assert not executor.receive(0, 1, 0, b"")  # one connection ended, another goes on
+    executor.add_piece(0, 1, 0, 8, ones[8:])
+    assert executor.receive(0, 1, 0, b"") and not executor.receive(0, 1, 0, b"")
+    assert executor.mean[4:].tolist() == [5.0, 6.0, 7.0, 8.0]
+    executor.add_piece(0, 1, 0, 0, ones)
+    assert executor.mean[4:].tolist() == [5.0, 6.0, 7.0, 8.0]
 
 
 def test_only_a_total_that_is_missing_has_a_place() -> None:

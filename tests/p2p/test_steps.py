@@ -77,6 +77,37 @@ def test_what_was_read_and_has_gone_is_not_applied() -> None:
     assert applied.mean.tolist() == [3.0] * LENGTH
 
 
+def test_what_comes_for_a_step_that_was_begun_anew_is_not_added() -> None:
+    """A connection that was slow would add to a vector that another step has by now."""
+    memory = Lent()
+    steps, other = new_steps("a", memory), new_steps("b", PlainMemory())
+    first, second = (np.full(LENGTH, 1.0, np.float32) for _ in range(2))
+    steps.on_contribution(3, 0, first, 0.0)
+    other.on_contribution(3, 1, np.full(LENGTH, 2.0, np.float32), 0.0)
+    (segment,) = segments_of(other)
+    assert steps.place(replace(segment, digest="other")) is None
+    assert steps.place(replace(segment, step=4)) is None
+    assert steps.place(replace(segment, payload=bytes(4))) is None
+    add = steps.place(segment)
+    assert callable(add)
+    add(0, memoryview(segment.payload)[:4])
+    assert sorted(first) == [1.0] * LENGTH and steps.executor is not None  # it goes to the mean
+    steps.stand_at(3, "digest", None)
+    steps.begin(0.1)
+    steps.on_contribution(3, 0, second, 0.1)
+    before = steps.executor.mean.tobytes()
+    add(4, memoryview(segment.payload)[4:])
+    assert steps.executor.mean.tobytes() == before
+    steps.on_segment("b", replace(segment, payload=b""), 0.2)
+    assert not steps.executor.complete and steps.executor.total(segment.unit) is None
+    add = steps.place(segment)
+    assert callable(add)
+    add(0, memoryview(segment.payload))
+    steps.on_segment("b", replace(segment, payload=b""), 0.2)
+    total = steps.executor.total(segment.unit)
+    assert total is not None and total.tolist() == [3.0] * len(total)
+
+
 def test_a_flood_of_the_next_step_is_kept_within_its_hops() -> None:
     """Whatever a peer sends: one segment for each hop, of what the schedule has."""
     steps, other = new_steps("a", PlainMemory()), new_steps("b", PlainMemory())

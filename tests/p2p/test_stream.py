@@ -21,10 +21,12 @@ from p2p.transport.sealing import TAG_BYTES, TICKET_BYTES, Invitation
 from p2p.transport.stream import (
     HEADER_LIMIT_BYTES,
     LARGEST_BYTES,
+    PIECE_BYTES,
     RECORD_BYTES,
     Address,
     Broken,
     Connection,
+    Target,
 )
 from p2p.transport.wire import Frame, Malformed
 
@@ -33,9 +35,18 @@ Came = tuple[bytes, list[bytes]]
 PREFIX = struct.Struct("<BII")
 
 
-def begin(frames: Message) -> tuple[Message, memoryview]:
+def begin(frames: Message) -> tuple[Message, Target]:
     if not frames or frames[0] == b"malformed":
         raise Malformed("a header that is none")
+    if frames[0] == b"piece by piece":
+        taken = bytearray()
+
+        def take(start: int, piece: memoryview) -> None:
+            assert start == len(taken)
+            taken.extend(piece)
+            piece[:] = bytes(len(piece))
+
+        return [frames[0], taken], take
     return frames, memoryview(frames[1] if len(frames) > 1 else b"")
 
 
@@ -120,7 +131,7 @@ def sealed() -> Iterator[Place]:
     made.close()
 
 
-SIZES = [0, 1, RECORD_BYTES - 1, RECORD_BYTES, RECORD_BYTES + 1, 5 << 20]
+SIZES = [0, 1, RECORD_BYTES - 1, RECORD_BYTES, PIECE_BYTES, PIECE_BYTES + 1, 5 << 20]
 
 
 def test_messages_arrive_whole_both_ways(place: Place) -> None:
@@ -141,6 +152,16 @@ def test_messages_arrive_whole_both_ways(place: Place) -> None:
         assert [bytes(frame) for frame in answers[-1] or []] == [b"answer", payload]
     connection.send([b"alone" * 1000])
     assert place.received() == (b"a", [b"alone" * 1000])
+
+
+def test_a_payload_can_be_taken_while_it_comes(place: Place) -> None:
+    connection = place.joined(b"a")
+    for size in SIZES:
+        payload = os.urandom(size)
+        connection.send([b"piece by piece", payload])
+        connection.send([b"header", payload])
+        assert place.received() == (b"a", [b"piece by piece", payload])
+        assert place.received() == (b"a", [b"header", payload])
 
 
 def test_many_at_once_are_kept_apart(place: Place) -> None:
@@ -337,14 +358,18 @@ class Swapped:
     [flipped, repeated, left_out, Swapped()],
     ids=["flipped", "repeated", "left out", "swapped"],
 )
+@pytest.mark.parametrize("is_taken", [False, True], ids=["written", "taken"])
 def test_whoever_is_between_can_only_break_it(
-    change: Callable[[int, bytes], list[bytes]], sealed: Place
+    is_taken: bool, change: Callable[[int, bytes], list[bytes]], sealed: Place
 ) -> None:
     """The first of three messages arrives; what was changed does not, nor where it would lie."""
     memory = bytearray(b"\xaa" * 1000)
 
-    def into_memory(frames: Message) -> tuple[Message, memoryview]:
-        return [frames[0], memoryview(memory)], memoryview(memory)
+    def take(start: int, piece: memoryview) -> None:
+        memory[start : start + len(piece)] = piece
+
+    def into_memory(frames: Message) -> tuple[Message, Target]:
+        return [frames[0], memoryview(memory)], take if is_taken else memoryview(memory)
 
     sealed.entrance.begin = into_memory
     invitation = sealed.entrance.invite(b"a")
