@@ -326,8 +326,8 @@ class DirectLinks:
                 return None
         raise Malformed(f"a direct message that begins with {tag!r}")
 
-    def _begun(self, frames: list[Frame]) -> tuple[Message, Target]:
-        return begun(self._wire, frames, self._is_guarded, self._place)
+    def _begun(self, header: bytes, size: int | None) -> tuple[Message, Target]:
+        return begun(self._wire, header, size, self._is_guarded, self._place)
 
     def _read(self, header: Frame, reference: Reference) -> Message:
         """A message with what it names: a segment's bytes where they are, others' copied."""

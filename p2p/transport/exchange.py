@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import zmq
 
 from p2p.transport.entrance import Entrance
@@ -49,13 +50,19 @@ def addressed(name: bytes, header: Frame) -> bytes:
     return b"".join((bytes([len(name)]), name, header))
 
 
-def opened(frames: list[Frame]) -> tuple[Addressed, memoryview]:
-    """What `addressed` has closed, and where its payload comes. Raises Malformed."""
-    if len(frames) != 2 or not frames[0] or len(frames[0]) <= frames[0][0]:
+def opened(closed: bytes) -> tuple[bytes, bytes]:
+    """The name and the header that `addressed` has closed. Raises Malformed."""
+    end = 1 + closed[0] if closed else 0
+    if not 0 < end <= len(closed):
         raise Malformed("a large message without an address")
-    header, payload = bytes(frames[0]), memoryview(frames[1])
-    end = 1 + header[0]
-    return Addressed(header[1:end], header[end:], payload), payload
+    return closed[1:end], closed[end:]
+
+
+def _begun(header: bytes, size: int | None) -> tuple[Addressed, memoryview]:
+    if size is None:
+        raise Malformed("a large message without a payload")
+    payload = np.empty(size, np.uint8).data
+    return Addressed(*opened(header), payload), payload
 
 
 class Room:
@@ -140,7 +147,7 @@ class Exchange:
         counters: Counters,
         elsewhere: Callable[[bytes, bytes, bytes, memoryview], None],
     ) -> None:
-        self.entrance: Entrance[Addressed] = Entrance(addresses, poller, seals, opened)
+        self.entrance: Entrance[Addressed] = Entrance(addresses, poller, seals, _begun)
         self._limit = queue_bytes
         self._counters = counters
         self._elsewhere = elsewhere

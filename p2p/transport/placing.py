@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from p2p.messages import Message, Segment
-from p2p.transport.stream import Target
+from p2p.transport.stream import LARGEST_BYTES, Target
 from p2p.transport.wire import Frame, WireFormat
 
 Place = Callable[[Segment], Target | None]
 """Where the payload of a segment is to lie, or who takes it, so that the segment comes without;
 None: in memory of its own."""
+
+_SO_LONG = np.empty(LARGEST_BYTES, np.uint8).data
+"""Stands in for payloads, and is never touched; what is not written to must not be allocated for
+each, or what is would not come into memory that is in the cache."""
 
 
 def nowhere(segment: Segment) -> None:
@@ -19,13 +25,17 @@ def nowhere(segment: Segment) -> None:
 
 
 def begun(
-    wire: WireFormat[Message], frames: list[Frame], is_guarded: bool, place: Place
+    wire: WireFormat[Message], header: Frame, size: int | None, is_guarded: bool, place: Place
 ) -> tuple[Message, Target]:
-    """The message of a header, and where its payload, which is yet to come, goes.
+    """The message of a header, and where its payload of `size` bytes, which is yet to come, goes.
 
     Raises Malformed. A payload with a checksum cannot be taken this way.
     """
-    message = wire.decode(frames, is_guarded)
-    if isinstance(message, Segment) and (found := place(message)) is not None:
-        return replace(message, payload=found if isinstance(found, memoryview) else b""), found
-    return message, memoryview(frames[1] if len(frames) > 1 else b"")
+    if size is None:
+        return wire.decode([header], is_guarded), memoryview(b"")
+    message = wire.decode([header, _SO_LONG[:size]], is_guarded)
+    found = place(message) if isinstance(message, Segment) else None
+    if found is None:
+        found = np.empty(size, np.uint8).data
+    payload = found if isinstance(found, memoryview) else b""
+    return replace(message, payload=payload), found

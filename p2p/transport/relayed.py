@@ -130,9 +130,9 @@ class RelayedStreams:
         for way in self._ways:
             self._end(way)
 
-    def _begin(self, frames: list[Frame]) -> tuple[Received, Target]:
-        source, header, payload = opened(frames)[0]
-        message, target = begun(self._wire, [header, payload], is_guarded=True, place=self._place)
+    def _begin(self, header: bytes, size: int | None) -> tuple[Received, Target]:
+        source, rest = opened(header)
+        message, target = begun(self._wire, rest, size, is_guarded=True, place=self._place)
         return (source, message), target
 
     def _end(self, way: _Way) -> None:

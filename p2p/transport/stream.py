@@ -27,7 +27,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import numpy as np
 import zmq
 
 from p2p.transport.sealing import (
@@ -62,9 +61,9 @@ M = TypeVar("M")
 Take = Callable[[int, memoryview], None]
 """Is given a payload piece by piece: the first byte's place, and bytes that are soon others."""
 Target = memoryview | Take
-Begin = Callable[[list[Frame]], tuple[M, Target]]
-"""Makes a message of its header and of memory as long as its payload, if it has one, which is yet
-to come; says where that is to be written, or who takes it. Raises Malformed."""
+Begin = Callable[[bytes, int | None], tuple[M, Target]]
+"""Makes a message of its header and of the length of its payload, if it has one, which is yet to
+come; says where that is to be written, or who takes it. Raises Malformed."""
 Address = tuple[str, int] | Path
 """An IP address and a port, or a Unix socket."""
 
@@ -262,15 +261,15 @@ class Connection(Generic[M]):
                 raise Broken("a message as long as none may be")
             header = memoryview(bytearray(header_bytes))
             yield from self._part(header)
-            memory = np.empty(payload_bytes, np.uint8).data
             message: M | Malformed
             try:
-                begun: list[Frame] = [header.tobytes(), memory]
-                message, target = self._begin(begun[:frames])
+                if frames not in (1, 2):
+                    raise Malformed(f"a message of {frames} frames")
+                message, target = self._begin(bytes(header), payload_bytes if frames == 2 else None)
                 if isinstance(target, memoryview) and len(target) != payload_bytes:
                     raise Malformed(f"a payload of {payload_bytes} bytes where none belongs")
             except Malformed as error:  # what follows it can be read all the same
-                message, target = error, memory
+                message, target = error, _drop
             if isinstance(target, memoryview):
                 yield from self._part(target)
             else:
@@ -318,6 +317,10 @@ class Connection(Generic[M]):
             if not size:
                 raise Broken("the other end has closed it")
             part = part[size:]
+
+
+def _drop(start: int, piece: memoryview) -> None:
+    pass
 
 
 def are_unix_sockets_fast() -> bool:

@@ -35,10 +35,10 @@ Came = tuple[bytes, list[bytes]]
 PREFIX = struct.Struct("<BII")
 
 
-def begin(frames: Message) -> tuple[Message, Target]:
-    if not frames or frames[0] == b"malformed":
+def begin(header: bytes, size: int | None) -> tuple[Message, Target]:
+    if header == b"malformed":
         raise Malformed("a header that is none")
-    if frames[0] == b"piece by piece":
+    if header == b"piece by piece":
         taken = bytearray()
 
         def take(start: int, piece: memoryview) -> None:
@@ -46,8 +46,9 @@ def begin(frames: Message) -> tuple[Message, Target]:
             taken.extend(piece)
             piece[:] = bytes(len(piece))
 
-        return [frames[0], taken], take
-    return frames, memoryview(frames[1] if len(frames) > 1 else b"")
+        return [header, taken], take
+    payload = memoryview(bytearray(size or 0))
+    return [header] if size is None else [header, payload], payload
 
 
 class Place:
@@ -368,8 +369,8 @@ def test_whoever_is_between_can_only_break_it(
     def take(start: int, piece: memoryview) -> None:
         memory[start : start + len(piece)] = piece
 
-    def into_memory(frames: Message) -> tuple[Message, Target]:
-        return [frames[0], memoryview(memory)], take if is_taken else memoryview(memory)
+    def into_memory(header: bytes, size: int | None) -> tuple[Message, Target]:
+        return [header, memoryview(memory)], take if is_taken else memoryview(memory)
 
     sealed.entrance.begin = into_memory
     invitation = sealed.entrance.invite(b"a")
