@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from p2p.messages import Message, Segment
+from p2p.messages import Message, Segment, StatePart, Total
 from p2p.transport.stream import LARGEST_BYTES, Target
 from p2p.transport.wire import Frame, WireFormat
 
@@ -34,8 +34,8 @@ def begun(
     if size is None:
         return wire.decode([header], is_guarded), memoryview(b"")
     message = wire.decode([header, _SO_LONG[:size]], is_guarded)
-    found = place(message) if isinstance(message, Segment) else None
-    if found is None:
-        found = np.empty(size, np.uint8).data
-    payload = found if isinstance(found, memoryview) else b""
-    return replace(message, payload=payload), found
+    assert isinstance(message, Segment | Total | StatePart)  # no other has a payload
+    target = place(message) if isinstance(message, Segment) else None
+    if target is None:
+        target = np.empty(size, np.uint8).data
+    return replace(message, payload=target if isinstance(target, memoryview) else b""), target

@@ -275,6 +275,7 @@ class Connection(Generic[M]):
             else:
                 yield from self._pieces(payload_bytes, target)
             yield message
+            del message, target  # so that the next one can come into the same memory
 
     def _part(self, part: memoryview) -> Iterator[None]:
         if self._inward is None:
