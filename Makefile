@@ -26,7 +26,7 @@ acceptance: $(INSTALLED)
 	pytest -m 'acceptance and alone'
 	python -m chaos simulate --seeds 5000
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt p2p/collectives/_int8.c
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,examples]'
 	touch $@

@@ -48,7 +48,7 @@ def compression(name: str) -> Compression:
     """`bf16` or `int8`."""
     from p2p.collectives import rounding  # brings in torch, for which a booting peer has no time
 
-    return rounding.Bf16() if name == "bf16" else rounding.Int8()
+    return rounding.Bf16() if name == "bf16" else rounding.int8()
 
 
 class Packing:

@@ -18,6 +18,11 @@ from torch import Tensor
 
 from p2p.collectives.memory import Bytes, Vector
 
+try:
+    from p2p.collectives import _int8
+except ImportError:  # there was no C compiler when it was installed
+    _int8 = None  # type: ignore[assignment]
+
 NOISE_PERIOD = 1 << 16
 BLOCK = 256
 """Elements with one scale."""
@@ -27,6 +32,8 @@ NOT_FINITE = 255
 """In place of a scale: something in the block is infinite or no number."""
 
 _PERMUTATION = np.random.default_rng(0).permutation(NOISE_PERIOD)
+_CENTERED = ((_PERMUTATION + 0.5) / NOISE_PERIOD - 0.5).astype(np.float32)
+"""In the middle of its step, and around zero: rounding to the nearest does the rest."""
 _MANTISSA_BITS = 23
 _INFINITY_BITS = 0x7F800000
 _UP_FROM_127_64THS = 0x800000 - 0x7E0001
@@ -103,9 +110,7 @@ class Int8:
     times = 4
 
     def __init__(self) -> None:
-        # in the middle of its step, and around zero: rounding to the nearest does the rest
-        centered = (_PERMUTATION + 0.5) / NOISE_PERIOD - 0.5
-        self._noise = _Repeated(centered.astype(np.float32))
+        self._noise = _Repeated(_CENTERED)
         self._room = _Room()
 
     def size(self, elements: int) -> int:
@@ -133,12 +138,45 @@ class Int8:
     def add(self, payload: Bytes, to: Vector) -> None:
         room = self._room.take(len(to))
         for rows, cut in self._widened(payload, room):
-            scales = _column(_SCALE_OF[payload[rows]])
-            _matrix(to[cut]).addcmul_(_matrix(room[cut]), scales)
+            scales, sums = _column(_SCALE_OF[payload[rows]]), _matrix(to[cut])
+            sums.addcmul_(_matrix(room[cut]), scales)
+            odd = payload[rows] == NOT_FINITE
+            if odd.any():  # which of two NaNs a sum is, is not defined
+                sums[torch.from_numpy(odd)] = torch.nan
 
     def _widened(self, payload: Bytes, out: Vector) -> list[tuple[slice, slice]]:
         np.copyto(out, payload[_blocks(len(out)) :].view(np.int8))
         return _rows(len(out))
+
+
+class CompiledInt8:
+    """The same bits as `Int8`, several times as fast."""
+
+    times = Int8.times
+
+    def __init__(self) -> None:
+        # a block's chances lie in one piece wherever they begin
+        self._chances = np.append(_CENTERED, _CENTERED[:BLOCK])
+
+    def size(self, elements: int) -> int:
+        return _blocks(elements) + elements
+
+    def pack(self, values: Vector, noise: int, out: Bytes) -> None:
+        _int8.pack(values, self._chances, noise % NOISE_PERIOD, out)
+
+    def unpack(self, payload: Bytes, out: Vector) -> None:
+        _int8.unpack(payload, out)
+
+    def add(self, payload: Bytes, to: Vector) -> None:
+        _int8.add(payload, to)
+
+
+IS_COMPILED = _int8 is not None
+
+
+def int8() -> Int8 | CompiledInt8:
+    """The fastest that there is here."""
+    return CompiledInt8() if IS_COMPILED else Int8()
 
 
 def _blocks(elements: int) -> int:

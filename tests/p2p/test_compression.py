@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from p2p.collectives.compression import Compression, compression
 from p2p.collectives.memory import Vector
-from p2p.collectives.rounding import BLOCK, NOISE_PERIOD
+from p2p.collectives.rounding import BLOCK, IS_COMPILED, NOISE_PERIOD, CompiledInt8, Int8
 
+COMPILED = pytest.mark.skipif(
+    not IS_COMPILED and not shutil.which("cc"), reason="installed without a C compiler"
+)
 LENGTHS = (1, 3, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17)
 
 
@@ -18,9 +23,10 @@ def kind(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture
-def made(kind: str) -> Compression:
-    return compression(kind)
+@pytest.fixture(params=[False, True], ids=["", "plain"])
+def made(kind: str, request: pytest.FixtureRequest) -> Compression:
+    """With the arithmetic that an installation without a C compiler has, if `plain`."""
+    return Int8() if request.param and kind == "int8" else compression(kind)
 
 
 def through(made: Compression, values: Vector, noise: int) -> Vector:
@@ -111,3 +117,49 @@ def test_what_is_not_finite_is_not_hidden(kind: str, made: Compression) -> None:
         bad = ~np.isfinite(out)
         assert bad[BLOCK + 5] and not bad[:BLOCK].any() and not bad[2 * BLOCK :].any()
         assert bad.sum() == (1 if kind == "bf16" else BLOCK)
+
+
+@COMPILED
+@pytest.mark.parametrize("length", [*LENGTHS, NOISE_PERIOD + BLOCK + 1, 3 * NOISE_PERIOD])
+def test_compiled_or_not_the_bits_are_the_same(length: int) -> None:
+    """Of values of all sizes, of any bits at all, and with what is not finite in both summands."""
+    compiled, plain = CompiledInt8(), Int8()
+    draw = np.random.default_rng(length)
+    some = draw.standard_normal(length).astype(np.float32)
+    odd = some.copy()
+    odd[draw.integers(length)] = draw.choice([np.nan, np.inf, -np.inf])
+    scattered = (some * 10.0 ** draw.uniform(-44, 37, length)).astype(np.float32)
+    bits = draw.integers(1 << 32, size=length, dtype=np.uint64).astype(np.uint32)
+    for values in (some, odd, scattered, bits.view(np.float32)):
+        for noise in (0, NOISE_PERIOD - 1, int(draw.integers(1 << 62))):
+            payloads = [np.full(plain.size(length), each, np.uint8) for each in (1, 2)]
+            compiled.pack(values, noise, payloads[0])
+            plain.pack(values, noise, payloads[1])
+            assert payloads[0].tobytes() == payloads[1].tobytes()
+            outs = [np.full(length, each, np.float32) for each in (1, 2)]
+            compiled.unpack(payloads[0], outs[0])
+            plain.unpack(payloads[0], outs[1])
+            assert outs[0].tobytes() == outs[1].tobytes()
+            sums = [values.copy(), values.copy()]
+            compiled.add(payloads[0], sums[0])
+            plain.add(payloads[0], sums[1])
+            assert sums[0].tobytes() == sums[1].tobytes()
+
+
+@COMPILED
+def test_lengths_that_do_not_fit_are_refused() -> None:
+    made = CompiledInt8()
+    values, payload = np.zeros(BLOCK + 1, np.float32), np.zeros(BLOCK + 3, np.uint8)
+    made.pack(values, 0, payload)
+    for wrong in (payload[:-1], np.zeros(BLOCK + 4, np.uint8), payload[:0]):
+        for refused in (
+            lambda wrong=wrong: made.pack(values, 0, wrong),
+            lambda wrong=wrong: made.unpack(wrong, values),
+            lambda wrong=wrong: made.add(wrong, values),
+        ):
+            with pytest.raises(ValueError):
+                refused()
+    read_only = payload[:]
+    read_only.flags.writeable = False
+    with pytest.raises(TypeError):
+        made.pack(values, 0, read_only)

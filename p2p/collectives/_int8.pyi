@@ -1,0 +1,10 @@
+from p2p.collectives.memory import Bytes, Vector
+
+def pack(values: Vector, chances: Vector, noise: int, out: Bytes, /) -> None:
+    """Of `chances` there is one for each noise of the period, and those of a block more.
+
+    Raises ValueError when the lengths do not fit each other.
+    """
+
+def unpack(payload: Bytes, out: Vector, /) -> None: ...
+def add(payload: Bytes, to: Vector, /) -> None: ...
