@@ -22,6 +22,11 @@ enum { BLOCK = 256, NOISE_PERIOD = 1 << 16, NOT_FINITE = 255, ONE_SQUARED = 254 
 #else
 #define FOR_EACH_PROCESSOR
 #endif
+#ifdef __GNUC__
+#define ALWAYS_INLINE __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE
+#endif
 
 #define MANTISSA_BITS 23
 #define INFINITY_BITS 0x7F800000
@@ -60,30 +65,53 @@ static inline int length_of_block(Py_ssize_t start, Py_ssize_t length)
     return length - start < BLOCK ? (int)(length - start) : BLOCK;
 }
 
+/* Returns the block's scale. */
+static inline ALWAYS_INLINE uint8_t pack_block(const float *restrict values, int count,
+                                               const float *restrict chances,
+                                               int8_t *restrict multiples)
+{
+    int32_t peak = 0;
+    for (int i = 0; i < count; i++) {
+        const int32_t bits = bits_of(values[i]) & 0x7FFFFFFF;
+        peak = bits > peak ? bits : peak;
+    }
+    if (peak >= INFINITY_BITS) {
+        memset(multiples, 0, (size_t)count);
+        return NOT_FINITE;
+    }
+    const int32_t stored = ((peak + UP_FROM_127_64THS) >> MANTISSA_BITS) - 6;
+    const uint8_t scale = stored < 1 ? 1 : (uint8_t)stored;
+    const float reciprocal = scale_of(ONE_SQUARED - scale);
+    for (int i = 0; i < count; i++)
+        multiples[i] = (int8_t)bits_of(chances[i] + values[i] * reciprocal + ROUNDS);
+    return scale;
+}
+
 FOR_EACH_PROCESSOR
 static void pack(const float *restrict values, Py_ssize_t length, const float *restrict chances,
-                 Py_ssize_t noise, uint8_t *restrict scales)
+                 Py_ssize_t noise, uint8_t *restrict out)
 {
-    int8_t *restrict multiples = (int8_t *)scales + blocks_of(length);
+    int8_t *restrict multiples = (int8_t *)out + blocks_of(length);
+    for (Py_ssize_t start = 0; start < length; start += BLOCK)
+        out[start / BLOCK] = pack_block(values + start, length_of_block(start, length),
+                                        chances + (noise + start) % NOISE_PERIOD,
+                                        multiples + start);
+}
+
+FOR_EACH_PROCESSOR
+static void pack_sum(const float *restrict values, Py_ssize_t length, const float *restrict chances,
+                     Py_ssize_t noise, uint8_t *restrict out, const uint8_t *restrict payload)
+{
+    const Py_ssize_t blocks = blocks_of(length);
+    float sums[BLOCK];
     for (Py_ssize_t start = 0; start < length; start += BLOCK) {
-        const float *given = values + start;
-        const float *chance = chances + (noise + start) % NOISE_PERIOD;
         const int count = length_of_block(start, length);
-        int32_t peak = 0;
-        for (int i = 0; i < count; i++) {
-            const int32_t bits = bits_of(given[i]) & 0x7FFFFFFF;
-            peak = bits > peak ? bits : peak;
-        }
-        int32_t stored = ((peak + UP_FROM_127_64THS) >> MANTISSA_BITS) - 6;
-        stored = peak >= INFINITY_BITS ? NOT_FINITE : stored < 1 ? 1 : stored;
-        scales[start / BLOCK] = (uint8_t)stored;
-        if (stored == NOT_FINITE) {
-            memset(multiples + start, 0, (size_t)count);
-            continue;
-        }
-        const float reciprocal = scale_of(ONE_SQUARED - stored);
+        const int8_t *added = (const int8_t *)payload + blocks + start;
+        const float scale = scale_of(payload[start / BLOCK]);
         for (int i = 0; i < count; i++)
-            multiples[start + i] = (int8_t)bits_of(chance[i] + given[i] * reciprocal + ROUNDS);
+            sums[i] = values[start + i] + (float)added[i] * scale;
+        out[start / BLOCK] = pack_block(sums, count, chances + (noise + start) % NOISE_PERIOD,
+                                        (int8_t *)out + blocks + start);
     }
 }
 
@@ -118,7 +146,7 @@ static void add(const uint8_t *restrict scales, float *restrict to, Py_ssize_t l
 
 /* --- called by Python -------------------------------------------------------------------- */
 
-enum { VALUES, CHANCES, PAYLOAD, BUFFERS };
+enum { VALUES, CHANCES, PAYLOAD, SUMMAND, BUFFERS };
 
 static void release(Py_buffer *buffers)
 {
@@ -134,6 +162,7 @@ static int fit(const Py_buffer *buffers, Py_ssize_t *length)
     *length = values->len / (Py_ssize_t)sizeof(float);
     if (values->len % (Py_ssize_t)sizeof(float) ||
         buffers[PAYLOAD].len != blocks_of(*length) + *length ||
+        (buffers[SUMMAND].obj && buffers[SUMMAND].len != buffers[PAYLOAD].len) ||
         (chances->obj && chances->len < (Py_ssize_t)sizeof(float) * (NOISE_PERIOD + BLOCK))) {
         PyErr_SetString(PyExc_ValueError, "the vectors' lengths do not fit each other");
         return 0;
@@ -146,9 +175,12 @@ static PyObject *call_pack(PyObject *module, PyObject *arguments)
     Py_buffer buffers[BUFFERS] = {0};
     Py_ssize_t noise, length;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*y*nw*", &buffers[VALUES], &buffers[CHANCES], &noise,
-                          &buffers[PAYLOAD]))
+    if (!PyArg_ParseTuple(arguments, "y*y*nw*|y*", &buffers[VALUES], &buffers[CHANCES], &noise,
+                          &buffers[PAYLOAD], &buffers[SUMMAND]))
         return NULL;
+    const float *values = buffers[VALUES].buf, *chances = buffers[CHANCES].buf;
+    const uint8_t *summand = buffers[SUMMAND].buf;
+    uint8_t *out = buffers[PAYLOAD].buf;
     int fits = fit(buffers, &length);
     if (fits && (noise < 0 || noise >= NOISE_PERIOD)) {
         PyErr_SetString(PyExc_ValueError, "the noise is not within its period");
@@ -156,7 +188,10 @@ static PyObject *call_pack(PyObject *module, PyObject *arguments)
     }
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        pack(buffers[VALUES].buf, length, buffers[CHANCES].buf, noise, buffers[PAYLOAD].buf);
+        if (summand)
+            pack_sum(values, length, chances, noise, out, summand);
+        else
+            pack(values, length, chances, noise, out);
         Py_END_ALLOW_THREADS
     }
     release(buffers);
@@ -193,7 +228,7 @@ static PyObject *call_add(PyObject *module, PyObject *arguments)
 }
 
 static PyMethodDef functions[] = {
-    {"pack", call_pack, METH_VARARGS, "pack(values, chances, noise, out)"},
+    {"pack", call_pack, METH_VARARGS, "pack(values, chances, noise, out[, summand])"},
     {"unpack", call_unpack, METH_VARARGS, "unpack(payload, out)"},
     {"add", call_add, METH_VARARGS, "add(payload, to)"},
     {NULL, NULL, 0, NULL},

@@ -1,7 +1,9 @@
 from p2p.collectives.memory import Bytes, Vector
 
-def pack(values: Vector, chances: Vector, noise: int, out: Bytes, /) -> None:
-    """Of `chances` there is one for each noise of the period, and those of a block more.
+def pack(values: Vector, chances: Vector, noise: int, out: Bytes, summand: Bytes = ..., /) -> None:
+    """Packs the values, or their sum with what is packed in `summand`.
+
+    Of `chances` there is one for each noise of the period, and those of a block more.
 
     Raises ValueError when the lengths do not fit each other.
     """

@@ -43,6 +43,9 @@ class Compression(Protocol):
 
     def add(self, payload: Bytes, to: Vector) -> None: ...
 
+    def pack_sum(self, payload: Bytes, values: Vector, noise: int, out: Bytes) -> None:
+        """Adds and packs at once; the values are of no use afterwards."""
+
 
 def compression(name: str) -> Compression:
     """`bf16` or `int8`."""
@@ -85,11 +88,19 @@ class Packing:
         return packed.view(np.uint8)[self._places[unit]]
 
     def pack(self, unit: int, step: int, node: int, values: Vector, out: Bytes) -> None:
-        noise = xxh3_64_intdigest(_SEED.pack(self._seed, step, node, unit))
-        self._compression.pack(values, noise, out)
+        self._compression.pack(values, self._noise(unit, step, node), out)
+
+    def pack_sum(
+        self, unit: int, step: int, node: int, payload: Bytes, values: Vector, out: Bytes
+    ) -> None:
+        """Adds and packs at once; the values are of no use afterwards."""
+        self._compression.pack_sum(payload, values, self._noise(unit, step, node), out)
 
     def unpack(self, payload: Bytes, out: Vector) -> None:
         self._compression.unpack(payload, out)
 
     def add(self, payload: Bytes, to: Vector) -> None:
         self._compression.add(payload, to)
+
+    def _noise(self, unit: int, step: int, node: int) -> int:
+        return xxh3_64_intdigest(_SEED.pack(self._seed, step, node, unit))

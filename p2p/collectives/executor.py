@@ -165,18 +165,20 @@ class Executor:
     def place(self, round: int, unit: int, node: int) -> memoryview | None:
         """Where a total that comes may be written before it is received; None for all else.
 
-        Written there a second time, it is the same bytes; as it travels packed, it need not be.
+        Written there a second time, it is the same bytes.
         """
         if not (0 <= unit < len(self.units) and 0 <= node < self.schedule.nodes):
             return None
         copy = self.schedule.parts[self.units[unit].chunk][node].copy
         if copy is None or copy[0] != round or self._have_total[unit]:
             return None
-        if self._packing_of(unit) is not None:
-            return None
         if unit not in self._lent:
-            cut = self.units[unit]
-            self._lent[unit] = self.mean[cut.start : cut.stop].view(np.uint8).data
+            cut, packing = self.units[unit], self._packing_of(unit)
+            self._lent[unit] = (
+                self.mean[cut.start : cut.stop].view(np.uint8)
+                if packing is None
+                else self._place(packing, self.schedule.nodes, unit)
+            ).data
         return self._lent[unit]
 
     def is_next(self, round: int, unit: int, node: int) -> bool:
@@ -292,7 +294,8 @@ class Executor:
         if self._have_total[unit] or not self._fits(unit, payload):
             return False
         place = self._place(packing, self.schedule.nodes, unit)
-        place[:] = np.frombuffer(payload, dtype=np.uint8)
+        if payload is not self._lent.get(unit):
+            place[:] = np.frombuffer(payload, dtype=np.uint8)
         self._is_packed.add((self.schedule.nodes, unit))
         self._set_total(unit, place)
         return True
@@ -343,15 +346,23 @@ class Executor:
     def _add(self, node: int, unit: int, values: Values, start: int = 0) -> None:
         """Adds a segment, or its elements from `start` on, but for what is in the sum already."""
         cut, packing = self.units[unit], self._packing_of(unit)
+        part = self.schedule.parts[cut.chunk][node]
+        is_last = self._added[node][unit] + 1 == len(part.adds)
+        is_total = is_last and part.result is None
         if packing is not None:
-            packing.add(values.view(np.uint8), self._sums[node][cut.start : cut.stop])
+            mine, payload = self._sums[node][cut.start : cut.stop], values.view(np.uint8)
+            if is_last:  # from here on only its packed form is asked for
+                giver = self.schedule.nodes if is_total else node
+                place = self._place(packing, giver, unit)
+                packing.pack_sum(unit, self._step, giver, payload, mine, place)
+                self._is_packed.add((giver, unit))
+            else:
+                packing.add(payload, mine)
             self._partly[(node, unit)] = cut.stop - cut.start
             return
         done, stop = self._partly.get((node, unit), 0), start + len(values)
         if start <= done < stop:
             mine = self._sums[node][cut.start + done : cut.start + stop]
-            part = self.schedule.parts[cut.chunk][node]
-            is_total = part.result is None and self._added[node][unit] + 1 == len(part.adds)
             into = self.mean[cut.start + done : cut.start + stop] if is_total else mine
             np.add(mine, values[done - start :], out=into)
             self._partly[(node, unit)] = stop

@@ -70,7 +70,21 @@ class _Room:
         return self._room[:length]
 
 
-class Bf16:
+class _InTwo:
+    """Adds, then packs."""
+
+    def pack_sum(self, payload: Bytes, values: Vector, noise: int, out: Bytes) -> None:
+        self.add(payload, values)
+        self.pack(values, noise, out)
+
+    def pack(self, values: Vector, noise: int, out: Bytes) -> None:
+        raise NotImplementedError
+
+    def add(self, payload: Bytes, to: Vector) -> None:
+        raise NotImplementedError
+
+
+class Bf16(_InTwo):
     """The upper half of each float32: 8 bits of precision, and the whole range."""
 
     times = 2
@@ -101,7 +115,7 @@ class Bf16:
         np.add(to, values, out=to)
 
 
-class Int8:
+class Int8(_InTwo):
     """Multiples of a power of two, from -127 to 127, each block having its own.
 
     A payload has the scales' exponents first, then the multiples.
@@ -163,6 +177,9 @@ class CompiledInt8:
 
     def pack(self, values: Vector, noise: int, out: Bytes) -> None:
         _int8.pack(values, self._chances, noise % NOISE_PERIOD, out)
+
+    def pack_sum(self, payload: Bytes, values: Vector, noise: int, out: Bytes) -> None:
+        _int8.pack(values, self._chances, noise % NOISE_PERIOD, out, payload)
 
     def unpack(self, payload: Bytes, out: Vector) -> None:
         _int8.unpack(payload, out)

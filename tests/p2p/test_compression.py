@@ -38,6 +38,10 @@ def through(made: Compression, values: Vector, noise: int) -> Vector:
     added = np.full(len(values), 2.5, np.float32)
     made.add(payload, added)
     assert added.tobytes() == (np.float32(2.5) + out).tobytes()
+    sums = np.full((2, len(payload)), 0x55, np.uint8)
+    made.pack(added, noise, sums[0])
+    made.pack_sum(payload, np.full(len(values), 2.5, np.float32), noise, sums[1])
+    assert sums[0].tobytes() == sums[1].tobytes()
     return out
 
 
@@ -140,6 +144,10 @@ def test_compiled_or_not_the_bits_are_the_same(length: int) -> None:
             compiled.unpack(payloads[0], outs[0])
             plain.unpack(payloads[0], outs[1])
             assert outs[0].tobytes() == outs[1].tobytes()
+            both = [np.full(plain.size(length), each, np.uint8) for each in (1, 2)]
+            compiled.pack_sum(payloads[0], some.copy(), noise, both[0])
+            plain.pack_sum(payloads[0], some.copy(), noise, both[1])
+            assert both[0].tobytes() == both[1].tobytes()
             sums = [values.copy(), values.copy()]
             compiled.add(payloads[0], sums[0])
             plain.add(payloads[0], sums[1])
@@ -156,6 +164,7 @@ def test_lengths_that_do_not_fit_are_refused() -> None:
             lambda wrong=wrong: made.pack(values, 0, wrong),
             lambda wrong=wrong: made.unpack(wrong, values),
             lambda wrong=wrong: made.add(wrong, values),
+            lambda wrong=wrong: made.pack_sum(wrong, values, 0, payload),
         ):
             with pytest.raises(ValueError):
                 refused()
