@@ -17,7 +17,7 @@ from p2p.actions import Apply, Compute, Send
 from p2p.collectives.compression import Packing, compression
 from p2p.collectives.executor import Executor
 from p2p.collectives.memory import Memory, PlainMemory, Vector
-from p2p.collectives.schedule import Schedule, Unit, make_units, schedule_for
+from p2p.collectives.schedule import RING_TIMES, Schedule, Unit, make_units, schedule_for
 from p2p.messages import Ask, NotYet, Segment, Total, Want
 
 ASK_LIMIT = 256
@@ -50,7 +50,8 @@ class Shape:
         """The first `gradient_length` elements of a contribution may be rounded on their way."""
         schedule = schedule_for(collective, shards, length)
         if compress == "none":
-            units = make_units(length, schedule.chunks, segment_bytes)
+            longest = (RING_TIMES if schedule.name == "ring" else 1) * segment_bytes
+            units = make_units(length, schedule.chunks, longest)
             return cls(shards, steps, schedule, units, length)
         rounding = compression(compress)
         units = make_units(length, schedule.chunks, segment_bytes, gradient_length, rounding.times)

@@ -29,6 +29,9 @@ GENERATORS: dict[str, Callable[[int], tuple[int, list[Hop]]]] = {
 
 SHORT_BYTES = 4 << 20
 """Up to here direct's two hops are faster than the ring's many."""
+RING_TIMES = 2
+"""So many times as long the ring's segments may be if they are not compressed: each costs time, and
+a peer of the ring has another one to send while it waits for the next."""
 
 
 @dataclass(frozen=True, slots=True)
