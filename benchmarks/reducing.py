@@ -30,6 +30,7 @@ from p2p.transport.keys import PeerKeys
 from p2p.transport.link import ControlAndBulk, relay_bulk, relayed
 from p2p.transport.shared import Pool
 from p2p.transport.stream import Target
+from p2p.transport.watch import Watch
 from p2p.transport.wire import WireFormat
 
 BATCH_STEPS = 1_000_000
@@ -68,9 +69,8 @@ class Mayfly:
             torch.set_num_threads(1)  # as in a run
         self._link = ControlAndBulk(self.me.encode(), relays, keys=keys)
         self._wire: WireFormat[Message] = WireFormat(KINDS)
-        self._poller = zmq.Poller()
-        for each in (*self._link.sockets(), 0):
-            self._poller.register(each, zmq.POLLIN)
+        self._watch = Watch()
+        self._watch.register(0, zmq.POLLIN)
         self._pool = Pool()
         binds = [direct.format(rank)] if direct else []
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
@@ -78,14 +78,14 @@ class Mayfly:
             self.me,
             binds,
             context,
-            self._poller,
+            self._watch,
             self._wire,
             self._pool,
             Traffic(),
             keys,
             self._place,
         )
-        self._link.stream(self._poller, self._wire, self._place)
+        self._link.stream(self._watch, self._wire, self._place)
         self._out: list[object] = []
         self._batch = 0
         self._steps: Steps | None = None
@@ -120,7 +120,7 @@ class Mayfly:
     def lines(self) -> Iterator[bytes]:
         """While none comes, the others get what they lack."""
         while True:
-            if dict(self._poller.poll(GLANCE_MS)).get(0):
+            if dict(self._watch.poll(GLANCE_MS)).get(0):
                 line = os.read(0, 4096)
                 if not line:
                     return
@@ -129,7 +129,7 @@ class Mayfly:
                 self._serve(self._steps, 0)
 
     def _serve(self, steps: Steps, timeout_ms: int = GLANCE_MS) -> None:
-        self._poller.poll(timeout_ms)
+        self._watch.poll(timeout_ms)
         now = time.monotonic()
         while (came := relayed(self._link, self._wire)) is not None:
             peer, message = came

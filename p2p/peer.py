@@ -16,7 +16,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -41,6 +40,7 @@ from p2p.transport.direct import DirectLinks
 from p2p.transport.keys import PeerKeys
 from p2p.transport.link import ControlAndBulk, relay_bulk, relayed
 from p2p.transport.shared import Pool
+from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed, WireFormat
 
 BULK = (Segment, Total, StatePart)
@@ -274,31 +274,29 @@ class _Peer:
         )
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._link = ControlAndBulk(self.me.encode(), spec.relays, context, self._keys)
-        poller = zmq.Poller()
-        for socket in self._link.sockets():
-            poller.register(socket, zmq.POLLIN)
-        poller.register(self._wake_reader, zmq.POLLIN)
+        watch = Watch()
+        watch.register(self._wake_reader, zmq.POLLIN)
         binds = spec.listens_at(self.me, os.environ.get(ADDRESS_VARIABLE, "127.0.0.1"))
         self._direct = DirectLinks(
             self.me,
             binds,
             context,
-            poller,
+            watch,
             self._wire,
             self.memory,
             self._traffic,
             self._keys,
             core.steps.place,
         )
-        self._link.stream(poller, self._wire, core.steps.place)
+        self._link.stream(watch, self._wire, core.steps.place)
         core.begin(time.monotonic())
-        watch = self._boot_watch
-        core.membership.began_memberless(watch.memberless_since, watch.life, time.monotonic())
+        booting = self._boot_watch
+        core.membership.began_memberless(booting.memberless_since, booting.life, time.monotonic())
         next_tick = told_at = time.monotonic()
         while self._exit is None:
             wait_ms = max(0, int((next_tick - time.monotonic()) * 1000) + 1)
-            poller.poll(wait_ms)
-            self._take_in(core)
+            watch.poll(wait_ms)
+            self._take_in(core, watch)
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = max(next_tick + timing.beat_s, now)
@@ -340,8 +338,8 @@ class _Peer:
         view = core.membership.view
         return view is not None and view.members[0] == self.me
 
-    def _take_in(self, core: Core) -> None:
-        with suppress(BlockingIOError):
+    def _take_in(self, core: Core, watch: Watch) -> None:
+        if watch.is_readable(self._wake_reader):
             os.read(self._wake_reader, 4096)
         while self._inbox:
             self._inbox.popleft()(core, time.monotonic())

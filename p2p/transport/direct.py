@@ -42,6 +42,7 @@ from p2p.transport.relay import (
 from p2p.transport.sealing import Invitation
 from p2p.transport.shared import Gone, Pool, Reference
 from p2p.transport.stream import LARGEST_BYTES, Broken, Connection, Target
+from p2p.transport.watch import Watch
 from p2p.transport.wire import Frame, Malformed, WireFormat
 
 HELLO_EVERY_S = 1.0
@@ -99,7 +100,7 @@ class DirectLinks:
         me: Peer,
         binds: Sequence[str],
         context: zmq.Context[zmq.Socket[bytes]],
-        poller: zmq.Poller,
+        watch: Watch,
         wire: WireFormat[Message],
         pool: Pool,
         traffic: Traffic,
@@ -110,7 +111,7 @@ class DirectLinks:
         self.traffic = traffic
         self._place = place
         self._context = context
-        self._poller = poller
+        self._watch = watch
         self._wire = wire
         self._pool = pool
         self._said: dict[Peer, tuple[int, float]] = {}
@@ -144,10 +145,10 @@ class DirectLinks:
         if self.endpoints and not self._is_local:
             addresses = [*dict.fromkeys((host_of(each), 0) for each in self.endpoints)]
             try:
-                self._entrance = Entrance(addresses, poller, keys is not None, self._begun)
+                self._entrance = Entrance(addresses, watch, keys is not None, self._begun)
             except OSError as error:
                 print(f"{me}: no direct links, {addresses}: {error}", file=sys.stderr)
-        poller.register(self._router, zmq.POLLIN)
+        watch.register(self._router, zmq.POLLIN)
 
     # --- making links -----------------------------------------------------------------------
 
@@ -271,7 +272,7 @@ class DirectLinks:
         return None
 
     def _routed(self) -> tuple[Peer, Message] | None:
-        while (received := received_frames(self._router)) is not None:
+        while (received := received_frames(self._router, self._watch)) is not None:
             source, *frames = received
             peer = bytes(source).decode("ascii", "replace")
             message = self._opened(peer, frames)
@@ -284,7 +285,7 @@ class DirectLinks:
             self._close(peer)
         if self._entrance is not None:
             self._entrance.close()
-        self._poller.unregister(self._router)
+        self._watch.unregister(self._router)
         if self._gate is not None:
             self._gate.close()
         self._router.close(linger=0)
@@ -347,9 +348,10 @@ class DirectLinks:
 
     def _hear_welcomes(self) -> None:
         for peer, link in self._outgoing.items():
-            while (said := _said(link.dealer)) is not None:
-                if peer in self._waiting and said.startswith(WELCOME + _packed(link.number)):
-                    self._follow(link, said[1 + len(_packed(link.number)) :])
+            while (said := received_frames(link.dealer, self._watch)) is not None:
+                welcome = WELCOME + _packed(link.number)
+                if said and peer in self._waiting and bytes(said[0]).startswith(welcome):
+                    self._follow(link, bytes(said[0])[len(welcome) :])
             if peer in self._waiting and link.up and link.welcomed:
                 link.mistrust_s = MISTRUST_S
                 self._waiting.discard(peer)
@@ -364,7 +366,7 @@ class DirectLinks:
                 invited = Invitation.from_bytes(invitation)
                 address = str(ip_address(host_of(link.endpoint))), invited.port
                 link.stream = Connection.dialled(
-                    address, invited, self._poller, self._begun, hears=False
+                    address, invited, self._watch, self._begun, hears=False
                 )
 
     def _flush(self) -> None:
@@ -403,22 +405,16 @@ class DirectLinks:
         except zmq.ZMQError:
             dealer.close(linger=0)
             return None
-        self._poller.register(dealer, zmq.POLLIN)
+        self._watch.register(dealer, zmq.POLLIN)
         return dealer
 
     def _close(self, peer: Peer) -> None:
         link = self._outgoing.pop(peer, None)
         self._waiting.discard(peer)
         if link is not None:
-            self._poller.unregister(link.dealer)
+            self._watch.unregister(link.dealer)
             link.dealer.close(linger=0)
             link.put_down()
-
-
-def _said(dealer: zmq.Socket[bytes]) -> bytes | None:
-    """What its other end says, or None when that is nothing."""
-    frames = received_frames(dealer)
-    return bytes(frames[0]) if frames else None
 
 
 def _reachable(endpoint: str) -> bool:

@@ -13,6 +13,7 @@ import zmq
 
 from p2p.transport.sealing import KEY_BYTES, TICKET_BYTES, Invitation
 from p2p.transport.stream import Address, Begin, Broken, Connection, family_of
+from p2p.transport.watch import Watch
 
 TICKETS_LIMIT = 1024
 """Of those that nobody has shown yet the oldest counts no more."""
@@ -32,7 +33,7 @@ class Entrance(Generic[M]):
     """
 
     def __init__(
-        self, addresses: Sequence[Address], poller: zmq.Poller, seals: bool, begin: Begin[M]
+        self, addresses: Sequence[Address], watch: Watch, seals: bool, begin: Begin[M]
     ) -> None:
         self.begin = begin
         self.connections: dict[int, Connection[M]] = {}
@@ -40,7 +41,7 @@ class Entrance(Generic[M]):
         self.named: dict[bytes, Connection[M]] = {}
         """and by whose they are."""
         self._refused = 0
-        self._poller = poller
+        self._watch = watch
         self._seals = seals
         self._tickets: dict[bytes, tuple[bytes, bytes]] = {}
         """Whose they are, and the key."""
@@ -87,7 +88,7 @@ class Entrance(Generic[M]):
             try:
                 while True:
                     taken, _ = listener.accept()
-                    made = Connection.accepted(taken, self._poller, self.begin, self._admit)
+                    made = Connection.accepted(taken, self._watch, self.begin, self._admit)
                     self.connections[made.fileno()] = made
                     strangers = [each for each in self.connections.values() if not each.name]
                     if len(strangers) > STRANGERS_LIMIT:
@@ -95,7 +96,7 @@ class Entrance(Generic[M]):
             except BlockingIOError:
                 continue
             except OSError:  # too many open files, or it went away: until the next tick
-                self._poller.register(listener, 0)
+                self._watch.register(listener, 0)
 
     def receive(self, connection: Connection[M]) -> M | None:
         """What came from it; ends it when it is broken. Raises Malformed."""
@@ -170,4 +171,4 @@ class Entrance(Generic[M]):
 
     def _accept_on_demand(self) -> None:
         for listener in self._listeners:
-            self._poller.register(listener, _READ if self._tickets else 0)
+            self._watch.register(listener, _READ if self._tickets else 0)

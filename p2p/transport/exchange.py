@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import zmq
 
 from p2p.transport.entrance import Entrance
 from p2p.transport.stream import Address, Broken, Connection
+from p2p.transport.watch import Watch
 from p2p.transport.wire import Frame, Malformed
 
 BATCH_MESSAGES = 16
@@ -141,13 +141,13 @@ class Exchange:
     def __init__(
         self,
         addresses: Sequence[Address],
-        poller: zmq.Poller,
+        watch: Watch,
         seals: bool,
         queue_bytes: int,
         counters: Counters,
         elsewhere: Callable[[bytes, bytes, bytes, memoryview], None],
     ) -> None:
-        self.entrance: Entrance[Addressed] = Entrance(addresses, poller, seals, _begun)
+        self.entrance: Entrance[Addressed] = Entrance(addresses, watch, seals, _begun)
         self._limit = queue_bytes
         self._counters = counters
         self._elsewhere = elsewhere

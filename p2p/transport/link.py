@@ -29,6 +29,7 @@ from p2p.transport.relay import (
     STREAM,
 )
 from p2p.transport.relayed import RelayedStreams
+from p2p.transport.watch import Watch
 from p2p.transport.wire import Frame, WireFormat
 
 IDENTITY_LIMIT_BYTES = 253
@@ -76,6 +77,7 @@ class Link:
         self.traffic = Traffic()
         self.streams: RelayedStreams | None = None
         """For what is large; there are none before `stream`."""
+        self._watch: Watch | None = None
         self._relays = relays
         self._context = context or zmq.Context.instance()
         self._sockets: list[zmq.Socket[bytes]] = []
@@ -113,7 +115,7 @@ class Link:
             # from the one after the last, so that no relay starves the others
             self._last_received = (self._last_received + 1) % len(self._sockets)
             dealer = self._sockets[self._last_received]
-            message = received_frames(dealer)
+            message = received_frames(dealer, self._watch)
             if message is None:
                 continue
             source, *frames = message
@@ -124,9 +126,16 @@ class Link:
             return bytes(source), frames
         return None
 
-    def stream(self, poller: zmq.Poller, wire: WireFormat[Message], place: Place) -> None:
-        """From now on there are connections for what is large; `poller` is the owner's."""
-        self.streams = RelayedStreams(self._relays, self._sockets, poller, wire, place)
+    def watched(self, watch: Watch) -> None:
+        """From now on only what `watch` has found is received."""
+        self._watch = watch
+        for dealer in self._sockets:
+            watch.register(dealer, zmq.POLLIN)
+
+    def stream(self, watch: Watch, wire: WireFormat[Message], place: Place) -> None:
+        """As `watched`; what is large may have connections of its own."""
+        self.watched(watch)
+        self.streams = RelayedStreams(self._relays, self._sockets, watch, wire, place)
 
     def wait(self, timeout_ms: int) -> bool:
         """Whether something can be received, waiting for it at most this long."""
@@ -174,9 +183,11 @@ class ControlAndBulk:
         """For segments and parts of states."""
         return self.bulk.send(destination + self.BULK, frames)
 
-    def stream(self, poller: zmq.Poller, wire: WireFormat[Message], place: Place) -> None:
-        """From now on what is large may go over connections of our own, as `poller` tells."""
-        self.bulk.stream(poller, wire, place)
+    def stream(self, watch: Watch, wire: WireFormat[Message], place: Place) -> None:
+        """From now on what `watch` has found is received, and what is large may go over
+        connections of our own."""
+        self.control.watched(watch)
+        self.bulk.stream(watch, wire, place)
 
     def send_streamed(self, destination: bytes, header: Frame, payload: Frame) -> bool:
         """False when there is no such connection with room. The payload must not be changed after,
@@ -256,13 +267,17 @@ def offer(dealer: zmq.Socket[bytes], frames: Sequence[Frame]) -> bool:
     return taken
 
 
-def received_frames(socket: zmq.Socket[bytes]) -> list[Frame] | None:
+def received_frames(socket: zmq.Socket[bytes], watch: Watch | None = None) -> list[Frame] | None:
     """Small frames are bytes, large ones memoryviews of the buffer ZeroMQ received into.
 
-    None when there is no message.
+    None when there is no message, or `watch` has found none.
     """
+    if watch is not None and not watch.is_readable(socket):
+        return None
     # to ask costs less than to find out by zmq.Again
     if not cast(int, socket.get(zmq.EVENTS)) & _READABLE:
+        if watch is not None:
+            watch.is_empty(socket)
         return None
     # small frames lie at any address in a shared buffer, and would keep it alive; large ones have
     # their own, aligned for float32

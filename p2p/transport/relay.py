@@ -47,6 +47,7 @@ from p2p.transport.exchange import UNIX_SUFFIX, Exchange, Room
 from p2p.transport.hosts import host_of, is_loopback
 from p2p.transport.keys import Gate, RelayKeys
 from p2p.transport.stream import Address, are_unix_sockets_fast
+from p2p.transport.watch import Watch
 
 RELAY = b"relay"
 """The identity that the relay itself answers to."""
@@ -137,7 +138,7 @@ class Relay:
         self._monitor = self._router.get_monitor_socket(
             zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | REFUSALS
         )
-        self._poller = zmq.Poller()
+        self._watch = Watch()
         self._exchange: Exchange | None = None
         addresses: list[Address] = []
         try:
@@ -147,7 +148,7 @@ class Relay:
             if are_unix_sockets_fast() or not any(isinstance(each, Path) for each in addresses):
                 self._exchange = Exchange(
                     addresses,
-                    self._poller,
+                    self._watch,
                     keys is not None,
                     queue_bytes,
                     self.counters,
@@ -165,14 +166,14 @@ class Relay:
     def serve(self, stop: socket.socket) -> None:
         """Hands messages on until `stop` has something to read."""
         for each in (self._router, self._monitor, stop):
-            self._poller.register(each, zmq.POLLIN)
+            self._watch.register(each, zmq.POLLIN)
         handlers: dict[object, Callable[[], None]] = {
             self._router: self._forward_waiting,
             self._monitor: self._count_connections,
         }
         ticked_at = 0.0
         while True:
-            for ready, _ in self._poller.poll(TICK_MS):
+            for ready, _ in self._watch.poll(TICK_MS):
                 if ready == stop.fileno():  # the poller names sockets of others by descriptors
                     return
                 handler = handlers.get(ready)

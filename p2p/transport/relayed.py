@@ -23,6 +23,7 @@ from p2p.transport.placing import Place, begun
 from p2p.transport.relay import RELAY, STREAM
 from p2p.transport.sealing import Invitation
 from p2p.transport.stream import LARGEST_BYTES, Address, Broken, Connection, Target
+from p2p.transport.watch import Watch
 from p2p.transport.wire import Frame, WireFormat
 
 ASK_EVERY_S = 1.0
@@ -54,11 +55,11 @@ class RelayedStreams:
         self,
         relays: Sequence[str],
         dealers: Sequence[zmq.Socket[bytes]],
-        poller: zmq.Poller,
+        watch: Watch,
         wire: WireFormat[Message],
         place: Place,
     ) -> None:
-        self._poller = poller
+        self._watch = watch
         self._wire = wire
         self._place = place
         self._ways = [
@@ -88,7 +89,7 @@ class RelayedStreams:
                 invitation = Invitation.from_bytes(frames[1])
                 if isinstance(address, tuple):
                     address = address[0], invitation.port
-                way.connection = Connection.dialled(address, invitation, self._poller, self._begin)
+                way.connection = Connection.dialled(address, invitation, self._watch, self._begin)
 
     def send(self, destination: bytes, header: Frame, payload: Frame) -> bool:
         """False when there is no connection with room; a payload must not be changed after."""

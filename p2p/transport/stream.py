@@ -38,6 +38,7 @@ from p2p.transport.sealing import (
     Invitation,
     Seal,
 )
+from p2p.transport.watch import Watch
 from p2p.transport.wire import Frame, Malformed
 
 RECORD_BYTES = 256 << 10
@@ -79,7 +80,7 @@ Admit = Callable[["Connection[M]", bytes], tuple[bytes, bytes]]
 class Connection(Generic[M]):
     """Either end of one. Whatever raises Broken has to be followed by `close`."""
 
-    def __init__(self, connected: socket.socket, poller: zmq.Poller, begin: Begin[M]) -> None:
+    def __init__(self, connected: socket.socket, watch: Watch, begin: Begin[M]) -> None:
         self.name = b""
         """Of whoever showed a ticket here."""
         self.since: float | None = None
@@ -88,7 +89,7 @@ class Connection(Generic[M]):
         """The ticket was shown, so messages can be sent."""
         self.sent_bytes = 0
         self._socket = connected
-        self._poller = poller
+        self._watch = watch
         self._begin = begin
         self._events = 0
         self._sealed_out = self._sealed_in = self._plain = memoryview(b"")
@@ -105,7 +106,7 @@ class Connection(Generic[M]):
         cls,
         address: Address,
         invitation: Invitation,
-        poller: zmq.Poller,
+        watch: Watch,
         begin: Begin[M],
         hears: bool = True,
     ) -> Connection[M]:
@@ -113,7 +114,7 @@ class Connection(Generic[M]):
 
         Raises OSError where there can be no connection.
         """
-        made = cls(_new_socket(address), poller, begin)
+        made = cls(_new_socket(address), watch, begin)
         made._seal(invitation.key, OUTWARD, INWARD)
         made._parts = iter([[invitation.ticket]])
         made._received = made._messages()
@@ -125,21 +126,21 @@ class Connection(Generic[M]):
         except OSError:
             made._socket.close()
             raise
-        made._watch(_READ | _WRITE if hears else _WRITE)
+        made._want(_READ | _WRITE if hears else _WRITE)
         return made
 
     @classmethod
     def accepted(
-        cls, taken: socket.socket, poller: zmq.Poller, begin: Begin[M], admit: Admit[M]
+        cls, taken: socket.socket, watch: Watch, begin: Begin[M], admit: Admit[M]
     ) -> Connection[M]:
         """By an entrance."""
         configure(taken)
         if taken.family != socket.AF_UNIX:
             with suppress(OSError):  # it ended already
                 _fit(taken, taken.getpeername()[0])
-        made = cls(taken, poller, begin)
+        made = cls(taken, watch, begin)
         made._received = made._after_ticket(admit)
-        made._watch(_READ)
+        made._want(_READ)
         return made
 
     def fileno(self) -> int:
@@ -165,21 +166,25 @@ class Connection(Generic[M]):
 
     def flush(self) -> None:
         """Writes what can be written now."""
+        if self.is_open and self.is_idle:
+            return
         try:
             while self._unsent or self._begin_next():
                 sent = self._socket.sendmsg(self._unsent)
                 self.sent_bytes += sent
                 self._unsent = _rest(self._unsent, sent)
         except BlockingIOError:
-            self._watch(self._events | _WRITE)
+            self._want(self._events | _WRITE)
         except OSError as error:
             raise Broken(str(error)) from None
 
     def receive(self) -> M | None:
-        """A message that came whole, or None.
+        """A message that came whole, or None: then nothing more is there until the next look.
 
         Raises Malformed for one that is none; others may follow it.
         """
+        if not self._watch.is_readable(self.fileno()):
+            return None
         received = next(self._received)
         if isinstance(received, Malformed):
             raise received
@@ -192,10 +197,10 @@ class Connection(Generic[M]):
     def hear(self, hears: bool) -> None:
         """Whether `receive` is going to be called when something comes."""
         if self.fileno() >= 0:
-            self._watch(self._events | _READ if hears else self._events & ~_READ)
+            self._want(self._events | _READ if hears else self._events & ~_READ)
 
     def close(self) -> None:
-        self._watch(0)
+        self._want(0)
         self._socket.close()
 
     def _seal(self, key: bytes, outward: int, inward: int) -> None:
@@ -205,9 +210,9 @@ class Connection(Generic[M]):
             self._sealed_in = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))
             self._plain = memoryview(bytearray(RECORD_BYTES))
 
-    def _watch(self, events: int) -> None:
+    def _want(self, events: int) -> None:
         if events != self._events:
-            self._poller.register(self._socket, events)  # which, with 0, unregisters
+            self._watch.register(self._socket, events)  # which, with 0, unregisters
             self._events = events
 
     # --- sending ----------------------------------------------------------------------------
@@ -217,7 +222,7 @@ class Connection(Generic[M]):
         while (part := next(self._parts, None)) is None:
             self.is_open = True
             if not self._waiting:
-                self._watch(self._events & ~_WRITE)
+                self._want(self._events & ~_WRITE)
                 return False
             self._parts = self._message(*self._waiting.popleft())
         self._unsent = part
@@ -311,6 +316,7 @@ class Connection(Generic[M]):
             try:
                 size = self._socket.recv_into(part)
             except BlockingIOError:
+                self._watch.is_empty(self.fileno())
                 yield None
                 continue
             except OSError as error:

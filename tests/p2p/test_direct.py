@@ -14,6 +14,7 @@ from p2p.messages import KINDS, Beat, Hello, Message, Segment
 from p2p.traffic import Traffic
 from p2p.transport.direct import HELLO_EVERY_S, MISTRUST_S, NAMED_FROM_BYTES, WELCOME_S, DirectLinks
 from p2p.transport.shared import Pool
+from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed, WireFormat
 
 WIRE: WireFormat[Message] = WireFormat(KINDS)
@@ -26,15 +27,15 @@ class End:
     def __init__(self, name: str, bind: str) -> None:
         self.name = name
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.poller = zmq.Poller()
+        self.watch = Watch()
         self.pool = Pool()
         binds = [bind] if bind else []
-        self.links = DirectLinks(name, binds, self.context, self.poller, WIRE, self.pool, Traffic())
+        self.links = DirectLinks(name, binds, self.context, self.watch, WIRE, self.pool, Traffic())
 
     def received(self, seconds: float = 0.05) -> list[tuple[str, Message]]:
         found, until = [], time.monotonic() + seconds
         while time.monotonic() < until:
-            self.poller.poll(5)
+            self.watch.poll(5)
             while (message := self.links.receive()) is not None:
                 found.append(message)
         return found
@@ -159,7 +160,7 @@ def test_a_welcome_that_comes_too_late_is_read_all_the_same(ends: Callable[[str]
     assert not a.links.send("b", a.segment(4))
     b.received()
     a.received()
-    assert a.poller.poll(100) == []
+    assert a.watch.poll(100) == []
     assert not a.links.send("b", a.segment(4))
 
 
@@ -172,6 +173,7 @@ def test_one_that_sends_much_keeps_nobody_from_being_heard(ends: Callable[[str],
     for _ in range(30):
         assert a.links.send("c", a.segment(1000))
     assert b.links.send("c", b.segment(1000))
+    c.watch.poll(100)
     heard = [message[0] for _ in range(10) if (message := c.links.receive()) is not None]
     assert "b" in heard
 

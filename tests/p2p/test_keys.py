@@ -32,6 +32,7 @@ from p2p.transport.keys import (
 from p2p.transport.link import Link
 from p2p.transport.relay import RELAY, STATS
 from p2p.transport.shared import Pool
+from p2p.transport.watch import Watch
 from p2p.transport.wire import WireFormat
 
 WIRE: WireFormat[Message] = WireFormat(KINDS)
@@ -168,15 +169,15 @@ class End:
 
     def __init__(self, name: str, keys: PeerKeys | None) -> None:
         self.context: zmq.Context[Socket] = zmq.Context()
-        self.poller = zmq.Poller()
+        self.watch = Watch()
         self.traffic = Traffic()
         binds = ["tcp://127.0.0.1:*"]
         self.links = DirectLinks(
-            name, binds, self.context, self.poller, WIRE, Pool(), self.traffic, keys
+            name, binds, self.context, self.watch, WIRE, Pool(), self.traffic, keys
         )
 
     def look(self) -> list[tuple[str, Message]]:
-        self.poller.poll(20)
+        self.watch.poll(20)
         self.links.tick(time.monotonic())
         found = []
         while (message := self.links.receive()) is not None:

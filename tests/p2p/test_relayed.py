@@ -23,6 +23,7 @@ from p2p.transport.keys import PEER_FILE, RELAY_FILE, PeerKeys, new_keys, write_
 from p2p.transport.link import STREAMED_FROM_BYTES, ControlAndBulk, Link, relay_bulk
 from p2p.transport.relayed import STALLED_S
 from p2p.transport.stream import are_unix_sockets_fast
+from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed, WireFormat
 from tests.relay_process import RelayProcess
 from tests.relay_process import until as wait_until
@@ -37,14 +38,12 @@ class Peer:
     def __init__(self, name: str, endpoints: list[str], keys: PeerKeys | None = None) -> None:
         self.name = name
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.poller = zmq.Poller()
+        self.watch = Watch()
         self.link = ControlAndBulk(name.encode(), endpoints, self.context, keys)
         self.lent: memoryview | None = None
         self.came: list[tuple[bytes, Message]] = []
         self.streamed = 0
-        self.link.stream(self.poller, WIRE, lambda segment: self.lent)
-        for each in self.link.sockets():
-            self.poller.register(each, zmq.POLLIN)
+        self.link.stream(self.watch, WIRE, lambda segment: self.lent)
 
     @property
     def streams(self) -> int:
@@ -55,7 +54,7 @@ class Peer:
         return len([each for each in ways if each is not None and each.is_open])
 
     def turn(self) -> None:
-        self.poller.poll(10)
+        self.watch.poll(10)
         self.link.tick(time.monotonic())
         while (received := self.link.receive()) is not None:
             self.came.append((received[0], WIRE.decode(received[1], self.link.is_guarded)))
@@ -325,6 +324,7 @@ def test_who_reads_slowly_loses_nothing(folder: Path) -> None:
         while len(units) < 50:
             assert time.monotonic() < end
             fast.turn()
+            slow.watch.poll(0)
             received = slow.link.receive_streamed()
             if received is not None:
                 assert isinstance(received[1], Segment)

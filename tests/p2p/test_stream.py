@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import zmq
 
 from p2p.transport.entrance import STRANGERS_LIMIT, STRANGERS_S, Entrance
 from p2p.transport.sealing import TAG_BYTES, TICKET_BYTES, Invitation
@@ -28,6 +27,7 @@ from p2p.transport.stream import (
     Connection,
     Target,
 )
+from p2p.transport.watch import Watch
 from p2p.transport.wire import Frame, Malformed
 
 Message = list[Frame]
@@ -56,8 +56,8 @@ class Place:
 
     def __init__(self, address: Address, seals: bool) -> None:
         self.address = address
-        self.poller = zmq.Poller()
-        self.entrance: Entrance[Message] = Entrance([address], self.poller, seals, begin)
+        self.watch = Watch()
+        self.entrance: Entrance[Message] = Entrance([address], self.watch, seals, begin)
         self.came: list[Came] = []
         self.refused = 0
         self._dialled: list[Connection[Message]] = []
@@ -66,7 +66,7 @@ class Place:
         address = self.address
         if isinstance(address, tuple):
             address = address[0], port or invitation.port
-        self._dialled.append(Connection.dialled(address, invitation, self.poller, begin))
+        self._dialled.append(Connection.dialled(address, invitation, self.watch, begin))
         return self._dialled[-1]
 
     def joined(self, name: bytes, port: int = 0) -> Connection[Message]:
@@ -85,7 +85,7 @@ class Place:
 
     def turn(self) -> None:
         """Takes what there is into `came`."""
-        self.poller.poll(20)
+        self.watch.poll(20)
         self.entrance.accept()
         for end in (*self._dialled, *self.entrance.connections.values()):
             if end.fileno() >= 0:
@@ -239,11 +239,13 @@ def test_a_name_that_returns_takes_over(place: Place) -> None:
     assert place.received() == (b"a", [b"new", b""])
     with pytest.raises(Broken):
         while True:
+            place.watch.poll(20)
             old.receive()
     place.entrance.keep([b"b"])
     assert not place.entrance.connections
     with pytest.raises(Broken):
         while True:
+            place.watch.poll(20)
             new.receive()
 
 
@@ -406,5 +408,5 @@ def test_nobody_there_is_an_end(address: Address) -> None:
     with pytest.raises((OSError, Broken)):
         connection = place.dial(invitation)
         while True:
-            place.poller.poll(20)
+            place.watch.poll(20)
             connection.flush()
