@@ -201,13 +201,11 @@ class DirectLinks:
             self._entrance.tick(now)
             self.traffic.refused += self._entrance.taken_refused()
         for peer in [*self._waiting]:
-            link = self._outgoing.get(peer)
-            if link is None:
-                self._waiting.discard(peer)
-            elif not link.knocked and now - link.knocked_at <= CONNECT_S:
+            link = self._outgoing[peer]
+            if not link.knocked and now - link.knocked_at <= CONNECT_S:
                 self._send_knock(link, now)
             elif now - link.knocked_at > link.patience_s:
-                self._waiting.discard(peer)
+                self._wait_no_more(peer, link)
                 link.put_down()
                 link.not_before = now + link.mistrust_s
                 link.mistrust_s = min(MISTRUST_LIMIT_S, 2 * link.mistrust_s)
@@ -347,14 +345,15 @@ class DirectLinks:
             return  # it went away, and knocks again if it comes back
 
     def _hear_welcomes(self) -> None:
-        for peer, link in self._outgoing.items():
+        for peer in [*self._waiting]:
+            link = self._outgoing[peer]
             while (said := received_frames(link.dealer, self._watch)) is not None:
                 welcome = WELCOME + _packed(link.number)
-                if said and peer in self._waiting and bytes(said[0]).startswith(welcome):
+                if said and bytes(said[0]).startswith(welcome):
                     self._follow(link, bytes(said[0])[len(welcome) :])
-            if peer in self._waiting and link.up and link.welcomed:
+            if link.up and link.welcomed:
                 link.mistrust_s = MISTRUST_S
-                self._waiting.discard(peer)
+                self._wait_no_more(peer, link)
 
     def _follow(self, link: _Outgoing, invitation: bytes) -> None:
         """A welcome came; to a Unix socket it is all that there is to come."""
@@ -381,7 +380,10 @@ class DirectLinks:
 
     def _knock(self, peer: Peer, link: _Outgoing, now: float) -> None:
         link.knocked_at, link.welcomed = now, False
+        while received_frames(link.dealer) is not None:
+            pass  # a welcome that came too late
         self._waiting.add(peer)
+        self._watch.register(link.dealer, zmq.POLLIN)
         self._send_knock(link, now)
 
     def _send_knock(self, link: _Outgoing, now: float) -> None:
@@ -405,14 +407,17 @@ class DirectLinks:
         except zmq.ZMQError:
             dealer.close(linger=0)
             return None
-        self._watch.register(dealer, zmq.POLLIN)
         return dealer
+
+    def _wait_no_more(self, peer: Peer, link: _Outgoing) -> None:
+        """Nothing comes from there but welcomes, so there is no more to be looked for."""
+        self._waiting.discard(peer)
+        self._watch.register(link.dealer, 0)
 
     def _close(self, peer: Peer) -> None:
         link = self._outgoing.pop(peer, None)
-        self._waiting.discard(peer)
         if link is not None:
-            self._watch.unregister(link.dealer)
+            self._wait_no_more(peer, link)
             link.dealer.close(linger=0)
             link.put_down()
 
