@@ -24,7 +24,7 @@ from xxhash import xxh3_128
 from fault.errors import ImpureTask, InvalidTask
 from p2p.collectives.memory import Memory, PlainMemory
 from p2p.flat import Entry, aligned_bytes
-from p2p.handout import GradientInPieces, HandingOut
+from p2p.handout import PART_ELEMENTS, GradientInPieces, HandingOut
 from p2p.plan import Plan
 from p2p.seeding import NO_SHARD, same_arithmetic, seeded
 from p2p.state import TrainingState
@@ -245,8 +245,8 @@ class GradientAveraging:
     def _handing_out(
         self, vector: Vector, weight: float, on_part: OnPart | None
     ) -> HandingOut | None:
-        """For the backward pass that completes the gradients."""
-        if on_part is None:
+        """For the backward pass that completes the gradients; None if there would be no part."""
+        if on_part is None or self.gradient_length < PART_ELEMENTS:
             return None
         views, end = torch.from_numpy(vector), self.gradient_length
         return HandingOut(

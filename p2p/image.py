@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -61,14 +61,39 @@ class Unsupported(TypeError):
         return f"{'.'.join(reversed(self.path))} is {self.what}"
 
 
+class Known(NamedTuple):
+    """A tensor as it was last written, which is what it is as long as it `fits`."""
+
+    tensor: Tensor
+    address: int
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    row: list[Any]
+    part: Part
+
+    def fits(self) -> bool:
+        now = self.tensor
+        return (
+            now.data_ptr() == self.address
+            and now.shape == self.shape
+            and now.stride() == self.strides
+            and now.dtype is self.dtype
+        )
+
+
 class TreeWriter:
     """Turns values into trees and collects the tensors in them."""
 
-    def __init__(self, foreign: range = range(0)) -> None:
-        """`foreign`: addresses that no tensor may lie at, since its bond to them would be lost."""
+    def __init__(self, foreign: range = range(0), known: Mapping[int, Known] | None = None) -> None:
+        """`foreign`: addresses that no tensor may lie at, since its bond to them would be lost;
+        `known` is what the last writer with the same ones `has_seen`, which saves time."""
         self.table: list[Any] = []
         self.parts: list[Part] = []
+        self.has_seen: dict[int, Known] = {}
+        """By the tensors' ids, which it keeps alive."""
         self._foreign = foreign
+        self._known = known or {}
         self._numbers: dict[int, int] = {}
         self._kept: list[Tensor] = []
 
@@ -124,7 +149,14 @@ class TreeWriter:
             self._add(tensor)
         return number
 
-    def _add(self, tensor: Tensor) -> None:
+    def _add(self, given: Tensor) -> None:
+        known = self._known.get(id(given))
+        if known is not None and known.fits():
+            self.has_seen[id(given)] = known
+            self.table.append(known.row)
+            self.parts.append(known.part)
+            return
+        tensor = given
         name = _DTYPE_NAMES.get(tensor.dtype)
         if name is None or tensor.layout != torch.strided or not tensor.is_cpu:
             raise Unsupported(f"a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device}")
@@ -136,14 +168,21 @@ class TreeWriter:
         is_contiguous = tensor.is_contiguous()
         if not is_contiguous and not is_dense(tensor):
             tensor, is_contiguous = tensor.contiguous(), True
-        self.table.append([name, list(tensor.size()), list(tensor.stride())])
+        row = [name, list(tensor.size()), list(tensor.stride())]
+        self.table.append(row)
         if not elements:
             return
         if is_contiguous and name != "bfloat16":
-            self.parts.append(tensor.numpy().data)
+            part = tensor.numpy().data
         else:
             in_memory = tensor.as_strided((elements,), (1,))
-            self.parts.append(in_memory.view(torch.uint8).numpy().data)
+            part = in_memory.view(torch.uint8).numpy().data
+        self.parts.append(part)
+        address = given.data_ptr()
+        if tensor.data_ptr() == address:  # else it is a copy, of what may change
+            self.has_seen[id(given)] = Known(
+                given, address, given.shape, given.stride(), given.dtype, row, part
+            )
 
 
 class TreeReader:

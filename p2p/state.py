@@ -21,7 +21,7 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from fault.errors import InvalidTask
 from p2p.flat import FlatModel
-from p2p.image import Part, TreeReader, TreeWriter, Unsupported, header, split
+from p2p.image import Known, Part, TreeReader, TreeWriter, Unsupported, header, split
 from p2p.seeding import BEFORE_STEPS, NO_SHARD, seeded
 from p2p.task import Scheduler, Task
 
@@ -41,6 +41,8 @@ class TrainingState:
         self.model = task.model
         self.flat = FlatModel(task.model)
         self.step = 0
+        self._known: dict[int, Known] = {}
+        """The tensors that the last image had besides the model's."""
         with seeded(task.seed, BEFORE_STEPS, NO_SHARD):
             self.optimizer = _optimizer(task, self.flat)
             self.scheduler = _scheduler(task, self.optimizer)
@@ -130,7 +132,8 @@ class TrainingState:
     def pieces(self) -> list[Part]:
         """The image in pieces, which are views: its head, the model's memory, other tensors."""
         memory = self.flat.memory
-        writer = TreeWriter(range(memory.ctypes.data, memory.ctypes.data + max(1, len(memory))))
+        own = range(memory.ctypes.data, memory.ctypes.data + max(1, len(memory)))
+        writer = TreeWriter(own, self._known)
         owner = "optimizer"
         try:
             optimizer = writer.tree(self.optimizer.state_dict())
@@ -139,6 +142,7 @@ class TrainingState:
         except Unsupported as error:
             error.path.append(owner)
             raise InvalidTask(f"the state of the {owner} cannot be kept: {error}") from None
+        self._known = writer.has_seen
         table = [["uint8", [len(memory)], [1]], *writer.table]
         tree = [self.step, self._layout, table, optimizer, scheduler]
         return [header(tree), memory.data, *writer.parts]

@@ -28,7 +28,7 @@ from launcher.emulator.process import (
 )
 from launcher.emulator.warden import end_marked
 
-MEMORY_LOOK_S = 0.05
+MEMORY_LOOK_S = 0.2
 
 
 class Misuse(Exception):

@@ -707,7 +707,8 @@ def test_a_parameter_that_only_an_earlier_micro_batch_uses() -> None:
     class Fickle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.always, self.sometimes = nn.Linear(6, 3), nn.Linear(6, 3)
+            self.always = nn.Sequential(nn.Linear(6, 600), nn.Linear(600, 600), nn.Linear(600, 3))
+            self.sometimes = nn.Linear(6, 3)
 
         def forward(self, inputs: Tensor) -> Tensor:
             output: Tensor = self.always(inputs)
@@ -731,7 +732,8 @@ def test_a_backward_pass_in_pieces_is_noticed() -> None:
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.shared, self.last = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+            self.first, self.shared = nn.Linear(6, 600), nn.Linear(600, 600)
+            self.last = nn.Linear(600, 3)
 
         def forward(self, inputs: Tensor) -> Tensor:
             hidden = self.first(inputs)

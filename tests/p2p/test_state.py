@@ -18,6 +18,7 @@ from xxhash import xxh3_128_hexdigest
 from fault.errors import InvalidTask
 from p2p import Task
 from p2p.algorithm import GradientAveraging
+from p2p.image import TreeWriter
 from p2p.plan import Plan
 from p2p.seeding import configure_determinism
 from p2p.state import TrainingState, digest_of
@@ -301,6 +302,34 @@ def test_everything_of_the_state_is_in_the_digest() -> None:
     state.optimizer.param_groups[0]["weight_decay"] = 0.5
     seen.add(state.digest())
     assert len(seen) == 3 + sum(entry.size > 0 for entry in state.flat.entries)
+
+
+CHANGES: dict[str, Callable[[Tensor], object]] = {
+    "values": lambda tensor: tensor.add_(1.0),
+    "strides": lambda tensor: tensor.t_(),
+    "shape": lambda tensor: tensor.unsqueeze_(0),
+    "size": lambda tensor: tensor.resize_(1, 2),
+    "memory": lambda tensor: tensor.set_(torch.arange(9.0)),  # type: ignore[call-overload]
+    "all": lambda tensor: setattr(tensor, "data", torch.ones(2, dtype=torch.bfloat16)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_known_of_a_tensor_is_not_more_than_it_is(change: str) -> None:
+    """A writer that another one told of what it has seen writes what one without would."""
+    tensor = torch.arange(6.0).reshape(2, 3)
+    before = TreeWriter()
+    before.tree([tensor])
+    if change == "all":
+        tensor = torch.arange(2.0).bfloat16()
+        before.tree([tensor])
+    CHANGES[change](tensor)
+    told, fresh = TreeWriter(known=before.has_seen), TreeWriter()
+    assert told.tree([tensor]) == fresh.tree([tensor])
+    assert told.table == fresh.table
+    assert [bytes(part) for part in told.parts] == [bytes(part) for part in fresh.parts]
+    is_known = told.has_seen[id(tensor)] is before.has_seen[id(tensor)]
+    assert is_known == (change == "values")
 
 
 def test_named_tensors_load_into_the_plain_model() -> None:
