@@ -12,10 +12,13 @@ draw from them (a retry's jitter, for one, needs a generator of its own).
 
 from __future__ import annotations
 
+import ctypes
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +27,11 @@ NO_SHARD = -1
 """In place of a shard: what a step does once for all shards, as in `apply`."""
 BEFORE_STEPS = -1
 """In place of a step: what happens before the first, as building the model."""
+# which NumPy exports, and its stubs do not
+_get_bit_generator: Callable[[], np.random.BitGenerator] = vars(np.random)["get_bit_generator"]
+_set_bit_generator: Callable[[np.random.BitGenerator], None] = vars(np.random)["set_bit_generator"]
+_MT19937_BYTES = 625 * 4
+"""Of a Mersenne twister: 624 words and the place in them."""
 
 
 @contextmanager
@@ -37,7 +45,8 @@ def seeded(seed: int, step: int, shard: int) -> Iterator[None]:
     drawn = sha256(f"{seed},{step},{shard}".encode()).digest()
     # torch.manual_seed would seed every accelerator too, and formats a stack to remember it
     generator = torch.default_generator
-    states = generator.get_state(), np.random.get_state(legacy=False), random.getstate()
+    states = generator.get_state(), random.getstate()
+    put_numpys_back = _numpys.set_aside()
     try:
         generator.manual_seed(int.from_bytes(drawn[:8], "little") & ((1 << 63) - 1))
         np.random.seed(np.frombuffer(drawn[8:20], dtype="<u4"))
@@ -45,8 +54,42 @@ def seeded(seed: int, step: int, shard: int) -> Iterator[None]:
         yield
     finally:
         generator.set_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+        put_numpys_back()
+        random.setstate(states[1])
+
+
+class _NumPys:
+    """NumPy's global generator, in whose place another one is used.
+
+    To read and write its state takes longer than all else that a short step has to seed. But NumPy
+    keeps the second of two normal numbers elsewhere, and forgets it when generators are exchanged:
+    where there may be one, the state is read and written all the same.
+    """
+
+    def __init__(self) -> None:
+        self._other = np.random.MT19937(0)
+        self._without_normal = b""
+        """The state in which the global one is known to have no such number."""
+
+    def set_aside(self) -> Callable[[], None]:
+        """Returns what puts it back as it is now."""
+        own = _get_bit_generator()
+        if not isinstance(own, np.random.MT19937) or own is self._other:
+            return self._write_back(np.random.get_state(legacy=False))
+        state = ctypes.string_at(own.ctypes.state_address, _MT19937_BYTES)
+        if state != self._without_normal:
+            read = np.random.get_state(legacy=False)
+            if read["has_gauss"]:
+                return self._write_back(read)
+            self._without_normal = state
+        _set_bit_generator(self._other)
+        return partial(_set_bit_generator, own)
+
+    def _write_back(self, state: dict[str, Any]) -> Callable[[], None]:
+        return partial(np.random.set_state, state)
+
+
+_numpys = _NumPys()
 
 
 def configure_determinism(threads: int) -> None:
