@@ -26,6 +26,7 @@ from p2p.actions import Apply, Compute, Evaluate, LoadState, TakeImage, WritePie
 from p2p.aggregate.parts import build
 from p2p.algorithm import Algorithm, probe
 from p2p.collectives.memory import Memory, Vector
+from p2p.collectives.rounding import IS_COMPILED
 from p2p.core import Core
 from p2p.evaluation import StateSender
 from p2p.final import write_final
@@ -88,6 +89,11 @@ class Computer:
         job = Path(spec.job)
         if job_digest(job) != spec.job_digest:
             raise Refused(f"{job} has changed since run {spec.run} was created")
+        if spec.compress == "int8" and not IS_COMPILED:
+            self.peer.warn(
+                "the arithmetic of int8 was not compiled when Mayfly was installed here, for want "
+                "of a C compiler: the bits are the same, and take several times as long"
+            )
         built = build(spec)
         self.task, self.state = built.task, built.state
         self.algorithm: Algorithm = built.algorithm

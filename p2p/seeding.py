@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,18 +74,15 @@ class _NumPys:
         """Returns what puts it back as it is now."""
         own = _get_bit_generator()
         if not isinstance(own, np.random.MT19937) or own is self._other:
-            return self._write_back(np.random.get_state(legacy=False))
+            return partial(np.random.set_state, np.random.get_state(legacy=False))
         state = ctypes.string_at(own.ctypes.state_address, _MT19937_BYTES)
         if state != self._without_normal:
             read = np.random.get_state(legacy=False)
             if read["has_gauss"]:
-                return self._write_back(read)
+                return partial(np.random.set_state, read)
             self._without_normal = state
         _set_bit_generator(self._other)
         return partial(_set_bit_generator, own)
-
-    def _write_back(self, state: dict[str, Any]) -> Callable[[], None]:
-        return partial(np.random.set_state, state)
 
 
 _numpys = _NumPys()

@@ -70,21 +70,7 @@ class _Room:
         return self._room[:length]
 
 
-class _InTwo:
-    """Adds, then packs."""
-
-    def pack_sum(self, payload: Bytes, values: Vector, noise: int, out: Bytes) -> None:
-        self.add(payload, values)
-        self.pack(values, noise, out)
-
-    def pack(self, values: Vector, noise: int, out: Bytes) -> None:
-        raise NotImplementedError
-
-    def add(self, payload: Bytes, to: Vector) -> None:
-        raise NotImplementedError
-
-
-class Bf16(_InTwo):
+class Bf16:
     """The upper half of each float32: 8 bits of precision, and the whole range."""
 
     times = 2
@@ -114,8 +100,12 @@ class Bf16(_InTwo):
         self.unpack(payload, values)
         np.add(to, values, out=to)
 
+    def pack_sum(self, payload: Bytes, values: Vector, noise: int, out: Bytes) -> None:
+        self.add(payload, values)
+        self.pack(values, noise, out)
 
-class Int8(_InTwo):
+
+class Int8:
     """Multiples of a power of two, from -127 to 127, each block having its own.
 
     A payload has the scales' exponents first, then the multiples.
@@ -157,6 +147,10 @@ class Int8(_InTwo):
             odd = payload[rows] == NOT_FINITE
             if odd.any():  # which of two NaNs a sum is, is not defined
                 sums[torch.from_numpy(odd)] = torch.nan
+
+    def pack_sum(self, payload: Bytes, values: Vector, noise: int, out: Bytes) -> None:
+        self.add(payload, values)
+        self.pack(values, noise, out)
 
     def _widened(self, payload: Bytes, out: Vector) -> list[tuple[slice, slice]]:
         np.copyto(out, payload[_blocks(len(out)) :].view(np.int8))
