@@ -26,9 +26,6 @@ NO_SHARD = -1
 """In place of a shard: what a step does once for all shards, as in `apply`."""
 BEFORE_STEPS = -1
 """In place of a step: what happens before the first, as building the model."""
-# which NumPy exports, and its stubs do not
-_get_bit_generator: Callable[[], np.random.BitGenerator] = vars(np.random)["get_bit_generator"]
-_set_bit_generator: Callable[[np.random.BitGenerator], None] = vars(np.random)["set_bit_generator"]
 _MT19937_BYTES = 625 * 4
 """Of a Mersenne twister: 624 words and the place in them."""
 
@@ -45,7 +42,7 @@ def seeded(seed: int, step: int, shard: int) -> Iterator[None]:
     # torch.manual_seed would seed every accelerator too, and formats a stack to remember it
     generator = torch.default_generator
     states = generator.get_state(), random.getstate()
-    put_numpys_back = _numpys.set_aside()
+    put_numpys_back = _numpys_put_back()
     try:
         generator.manual_seed(int.from_bytes(drawn[:8], "little") & ((1 << 63) - 1))
         np.random.seed(np.frombuffer(drawn[8:20], dtype="<u4"))
@@ -57,35 +54,34 @@ def seeded(seed: int, step: int, shard: int) -> Iterator[None]:
         random.setstate(states[1])
 
 
-class _NumPys:
-    """NumPy's global generator, in whose place another one is used.
+def _numpys_put_back() -> Callable[[], None]:
+    """What puts NumPy's global generator back as it is now; it is not so any more.
 
-    To read and write its state takes longer than all else that a short step has to seed. But NumPy
-    keeps the second of two normal numbers elsewhere, and forgets it when generators are exchanged:
-    where there may be one, the state is read and written all the same.
+    To read and write its state takes longer than all else that a short step has to seed, so its
+    memory is copied. What is not there is the second of two normal numbers, of which NumPy draws
+    the first when it is asked for one, and keeps the other: that is drawn to see whether it is one.
     """
-
-    def __init__(self) -> None:
-        self._other = np.random.MT19937(0)
-        self._without_normal = b""
-        """The state in which the global one is known to have no such number."""
-
-    def set_aside(self) -> Callable[[], None]:
-        """Returns what puts it back as it is now."""
-        own = _get_bit_generator()
-        if not isinstance(own, np.random.MT19937) or own is self._other:
-            return partial(np.random.set_state, np.random.get_state(legacy=False))
-        state = ctypes.string_at(own.ctypes.state_address, _MT19937_BYTES)
-        if state != self._without_normal:
-            read = np.random.get_state(legacy=False)
-            if read["has_gauss"]:
-                return partial(np.random.set_state, read)
-            self._without_normal = state
-        _set_bit_generator(self._other)
-        return partial(_set_bit_generator, own)
+    generator: object = vars(np.random)["get_bit_generator"]()  # which NumPy's stubs do not export
+    if not isinstance(generator, np.random.MT19937):
+        return partial(np.random.set_state, np.random.get_state(legacy=False))
+    memory = _memory(generator)
+    normal = np.random.standard_normal()
+    if _memory(generator) == memory:
+        state = {**np.random.get_state(legacy=False), "has_gauss": 1, "gauss": normal}
+        return partial(np.random.set_state, state)
+    return partial(_put_back, generator, memory)
 
 
-_numpys = _NumPys()
+def _put_back(generator: np.random.MT19937, memory: bytes) -> None:
+    ctypes.memmove(generator.ctypes.state_address, memory, _MT19937_BYTES)
+    np.random.standard_normal()
+    if _memory(generator) != memory:  # it was the first of two
+        np.random.standard_normal()
+        ctypes.memmove(generator.ctypes.state_address, memory, _MT19937_BYTES)
+
+
+def _memory(generator: np.random.MT19937) -> bytes:
+    return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
 
 
 def configure_determinism(threads: int) -> None:

@@ -4,8 +4,8 @@
  * a chain of whole-vector operations cannot have. Whoever calls it holds the buffers; no function
  * keeps anything.
  *
- * Nothing here depends on how it is compiled: additions are not contracted with products, and all
- * products are exact, for the scales are powers of two.
+ * Nothing here depends on how it is compiled: additions are not contracted with products, which are
+ * exact, for the scales are powers of two, or infinite.
  */
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
@@ -155,6 +155,11 @@ static void release(Py_buffer *buffers)
             PyBuffer_Release(&buffers[i]);
 }
 
+static int is_aligned(const Py_buffer *floats)
+{
+    return (uintptr_t)floats->buf % sizeof(float) == 0;
+}
+
 /* Whether there is as much as the number of values says; sets an error otherwise. */
 static int fit(const Py_buffer *buffers, Py_ssize_t *length)
 {
@@ -165,6 +170,10 @@ static int fit(const Py_buffer *buffers, Py_ssize_t *length)
         (buffers[SUMMAND].obj && buffers[SUMMAND].len != buffers[PAYLOAD].len) ||
         (chances->obj && chances->len < (Py_ssize_t)sizeof(float) * (NOISE_PERIOD + BLOCK))) {
         PyErr_SetString(PyExc_ValueError, "the vectors' lengths do not fit each other");
+        return 0;
+    }
+    if (!is_aligned(values) || !is_aligned(chances)) {
+        PyErr_SetString(PyExc_ValueError, "a vector begins in the middle of a float");
         return 0;
     }
     return 1;

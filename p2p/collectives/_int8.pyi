@@ -5,7 +5,7 @@ def pack(values: Vector, chances: Vector, noise: int, out: Bytes, summand: Bytes
 
     Of `chances` there is one for each noise of the period, and those of a block more.
 
-    Raises ValueError when the lengths do not fit each other.
+    Raises ValueError when the lengths do not fit each other, or floats are not aligned.
     """
 
 def unpack(payload: Bytes, out: Vector, /) -> None: ...

@@ -165,20 +165,19 @@ class Executor:
     def place(self, round: int, unit: int, node: int) -> memoryview | None:
         """Where a total that comes may be written before it is received; None for all else.
 
-        Written there a second time, it is the same bytes.
+        Written there a second time, it is the same bytes. Packed, the same total may be other
+        bytes, by whoever had it unpacked, so such a one is received as a whole.
         """
         if not (0 <= unit < len(self.units) and 0 <= node < self.schedule.nodes):
             return None
         copy = self.schedule.parts[self.units[unit].chunk][node].copy
         if copy is None or copy[0] != round or self._have_total[unit]:
             return None
+        if self._packing_of(unit) is not None:
+            return None
         if unit not in self._lent:
-            cut, packing = self.units[unit], self._packing_of(unit)
-            self._lent[unit] = (
-                self.mean[cut.start : cut.stop].view(np.uint8)
-                if packing is None
-                else self._place(packing, self.schedule.nodes, unit)
-            ).data
+            cut = self.units[unit]
+            self._lent[unit] = self.mean[cut.start : cut.stop].view(np.uint8).data
         return self._lent[unit]
 
     def is_next(self, round: int, unit: int, node: int) -> bool:
@@ -198,7 +197,7 @@ class Executor:
         Several may bring the same segment at once.
         """
         if self.is_next(round, unit, node):
-            self._add(node, unit, np.frombuffer(piece, np.float32), start // 4)
+            self._add_elements(node, unit, np.frombuffer(piece, np.float32), start // 4)
 
     # --- what goes out ----------------------------------------------------------------------
 
@@ -294,8 +293,7 @@ class Executor:
         if self._have_total[unit] or not self._fits(unit, payload):
             return False
         place = self._place(packing, self.schedule.nodes, unit)
-        if payload is not self._lent.get(unit):
-            place[:] = np.frombuffer(payload, dtype=np.uint8)
+        place[:] = np.frombuffer(payload, dtype=np.uint8)
         self._is_packed.add((self.schedule.nodes, unit))
         self._set_total(unit, place)
         return True
@@ -343,29 +341,39 @@ class Executor:
             return None
         return self._sums[node][cut.start : cut.stop]
 
-    def _add(self, node: int, unit: int, values: Values, start: int = 0) -> None:
-        """Adds a segment, or its elements from `start` on, but for what is in the sum already."""
-        cut, packing = self.units[unit], self._packing_of(unit)
-        part = self.schedule.parts[cut.chunk][node]
-        is_last = self._added[node][unit] + 1 == len(part.adds)
-        is_total = is_last and part.result is None
-        if packing is not None:
-            mine, payload = self._sums[node][cut.start : cut.stop], values.view(np.uint8)
-            if is_last:  # from here on only its packed form is asked for
-                giver = self.schedule.nodes if is_total else node
-                place = self._place(packing, giver, unit)
-                packing.pack_sum(unit, self._step, giver, payload, mine, place)
-                self._is_packed.add((giver, unit))
-            else:
-                packing.add(payload, mine)
-            self._partly[(node, unit)] = cut.stop - cut.start
+    def _add(self, node: int, unit: int, values: Values) -> None:
+        """Adds a segment, but for what is in the sum already."""
+        packing = self._packing_of(unit)
+        if packing is None:
+            self._add_elements(node, unit, values, 0)
             return
+        cut, payload = self.units[unit], values.view(np.uint8)
+        mine = self._sums[node][cut.start : cut.stop]
+        if self._is_last_add(node, unit):  # from here on only its packed form is asked for
+            is_owner = self.schedule.parts[cut.chunk][node].result is None
+            giver = self.schedule.nodes if is_owner else node
+            place = self._place(packing, giver, unit)
+            packing.pack_sum(unit, self._step, giver, payload, mine, place)
+            self._is_packed.add((giver, unit))
+        else:
+            packing.add(payload, mine)
+        self._partly[(node, unit)] = cut.stop - cut.start
+
+    def _add_elements(self, node: int, unit: int, values: Values, start: int) -> None:
+        """Adds a segment's elements from `start` on, but for those that are in the sum already."""
+        cut = self.units[unit]
         done, stop = self._partly.get((node, unit), 0), start + len(values)
         if start <= done < stop:
             mine = self._sums[node][cut.start + done : cut.start + stop]
-            into = self.mean[cut.start + done : cut.start + stop] if is_total else mine
+            is_owner = self.schedule.parts[cut.chunk][node].result is None
+            makes_total = is_owner and self._is_last_add(node, unit)
+            into = self.mean[cut.start + done : cut.start + stop] if makes_total else mine
             np.add(mine, values[done - start :], out=into)
             self._partly[(node, unit)] = stop
+
+    def _is_last_add(self, node: int, unit: int) -> bool:
+        adds = self.schedule.parts[self.units[unit].chunk][node].adds
+        return self._added[node][unit] + 1 == len(adds)
 
     def _set_total(self, unit: int, values: Values) -> None:
         cut = self.units[unit]

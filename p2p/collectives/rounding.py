@@ -142,8 +142,8 @@ class Int8:
     def add(self, payload: Bytes, to: Vector) -> None:
         room = self._room.take(len(to))
         for rows, cut in self._widened(payload, room):
-            scales, sums = _column(_SCALE_OF[payload[rows]]), _matrix(to[cut])
-            sums.addcmul_(_matrix(room[cut]), scales)
+            sums = _matrix(to[cut])
+            sums.add_(_matrix(room[cut]).mul_(_column(_SCALE_OF[payload[rows]])))
             odd = payload[rows] == NOT_FINITE
             if odd.any():  # which of two NaNs a sum is, is not defined
                 sums[torch.from_numpy(odd)] = torch.nan

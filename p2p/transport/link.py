@@ -43,7 +43,7 @@ CONTROL_LIMIT_MESSAGES = 1000
 STREAMED_FROM_BYTES = 128 << 10
 """What is smaller goes through ZeroMQ."""
 BULK_LIMIT_MESSAGES = 64
-"""Per relay and direction, so with segments of 2 MiB at most 128 MiB wait in either."""
+"""Per relay and direction, so with segments of 4 MiB at most 256 MiB wait in either."""
 
 
 @dataclass(slots=True)
@@ -277,7 +277,7 @@ def received_frames(socket: zmq.Socket[bytes], watch: Watch | None = None) -> li
     # to ask costs less than to find out by zmq.Again
     if not cast(int, socket.get(zmq.EVENTS)) & _READABLE:
         if watch is not None:
-            watch.is_empty(socket)
+            watch.found_empty(socket)
         return None
     # small frames lie at any address in a shared buffer, and would keep it alive; large ones have
     # their own, aligned for float32

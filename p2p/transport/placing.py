@@ -33,7 +33,7 @@ def begun(
     """
     if size is None:
         return wire.decode([header], is_guarded), memoryview(b"")
-    message = wire.decode([header, _SO_LONG[:size]], is_guarded)
+    message = wire.decode([header, _SO_LONG[:size]], is_guarded, is_to_come=True)
     assert isinstance(message, Segment | Total | StatePart)  # no other has a payload
     target = place(message) if isinstance(message, Segment) else None
     if target is None:

@@ -92,7 +92,9 @@ class Connection(Generic[M]):
         self._watch = watch
         self._begin = begin
         self._events = 0
-        self._sealed_out = self._sealed_in = self._plain = memoryview(b"")
+        self._sealed_out = self._sealed_in = memoryview(b"")
+        self._piece = memoryview(b"")
+        """For what was opened of a record, and for what is taken while it comes."""
         self._outward: Seal | None = None
         self._inward: Seal | None = None
         self._waiting: deque[Sequence[Frame]] = deque()
@@ -208,7 +210,7 @@ class Connection(Generic[M]):
             self._outward, self._inward = Seal(key, outward), Seal(key, inward)
             self._sealed_out = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))
             self._sealed_in = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))
-            self._plain = memoryview(bytearray(RECORD_BYTES))
+            self._piece = memoryview(bytearray(RECORD_BYTES))
 
     def _want(self, events: int) -> None:
         if events != self._events:
@@ -288,15 +290,15 @@ class Connection(Generic[M]):
             return
         for start in range(0, len(part), RECORD_BYTES):
             record = part[start : start + RECORD_BYTES]
-            plain = self._plain[: len(record)]
+            plain = self._piece[: len(record)]
             yield from self._record(self._inward, plain)
             record[:] = plain  # what is not what was sent must not get where others may read it
 
     def _pieces(self, size: int, take: Take) -> Iterator[None]:
-        if not len(self._plain):
-            self._plain = memoryview(bytearray(PIECE_BYTES))
-        for start in range(0, size, len(self._plain)):
-            piece = self._plain[: size - start]
+        if not len(self._piece):
+            self._piece = memoryview(bytearray(PIECE_BYTES))
+        for start in range(0, size, len(self._piece)):
+            piece = self._piece[: size - start]
             if self._inward is None:
                 yield from self._fill(piece)
             else:
@@ -316,7 +318,7 @@ class Connection(Generic[M]):
             try:
                 size = self._socket.recv_into(part)
             except BlockingIOError:
-                self._watch.is_empty(self.fileno())
+                self._watch.found_empty(self.fileno())
                 yield None
                 continue
             except OSError as error:

@@ -28,6 +28,6 @@ class Watch(zmq.Poller):
         """Whether there was something, and nobody has come to its end since."""
         return bool(self._found.get(socket, 0) & _READ)
 
-    def is_empty(self, socket: zmq.Socket[bytes] | int) -> None:
+    def found_empty(self, socket: zmq.Socket[bytes] | int) -> None:
         """Nothing more is there until the next look."""
         self._found.pop(socket, None)

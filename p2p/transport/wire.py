@@ -94,11 +94,14 @@ class WireFormat(Generic[M]):
             raise Malformed(f"{kind.name}: a header of {len(header)} bytes is too long")
         return [header] if payload is None else [header, payload]
 
-    def decode(self, frames: Sequence[Frame], is_guarded: bool = False) -> M:
+    def decode(
+        self, frames: Sequence[Frame], is_guarded: bool = False, is_to_come: bool = False
+    ) -> M:
         """The message; a payload is a memoryview of the second frame, which it keeps alive.
 
-        A payload without a checksum is taken only if its way `is_guarded`. Raises Damaged when a
-        checksum does not fit, Malformed for everything else that is wrong.
+        A payload without a checksum is taken only if its way `is_guarded`; one that `is_to_come`,
+        so that only its length is right, only without. Raises Damaged when a checksum does not fit,
+        Malformed for everything else that is wrong.
         """
         if not frames:
             raise Malformed("no frames")
@@ -111,7 +114,11 @@ class WireFormat(Generic[M]):
             raise Malformed(f"{kind.name}: {len(frames)} frames")
         if len(body) != kind.body_length:
             raise Malformed(f"{kind.name}: {len(body)} fields")
-        payload = _verified(frames[1], body[-2], body[-1], is_guarded) if kind.has_payload else None
+        payload = None
+        if kind.has_payload:
+            if is_to_come and body[-1] != NO_CHECKSUM:
+                raise Malformed(f"{kind.name}: a checksum of what is to come")
+            payload = _verified(frames[1], body[-2], body[-1], is_guarded)
         return cast(M, kind.unpack(body, payload))
 
 

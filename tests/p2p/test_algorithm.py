@@ -322,6 +322,17 @@ def test_seeding_is_the_formula_and_puts_generators_back() -> None:
             assert generators() == middle
         with seeded(3, 4, 5):
             assert [once, twice] == [*np.random.standard_normal(2)]
+    shared = np.random.Generator(vars(np.random)["get_bit_generator"]())
+    drawn_from_shared = set()
+    for drawn_before in (1, 2, 1):  # which leave NumPy's memory alike
+        np.random.seed(0)
+        normals = [np.random.standard_normal() for _ in range(drawn_before)]
+        with seeded(3, 4, 5):
+            drawn_from_shared.add(shared.integers(1 << 62))
+        normals += [np.random.standard_normal() for _ in range(3 - drawn_before)]
+        np.random.seed(0)
+        assert normals == [*np.random.standard_normal(3)]
+    assert len(drawn_from_shared) == 1
 
 
 # --- what a model may not do ----------------------------------------------------------------

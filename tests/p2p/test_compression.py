@@ -134,7 +134,8 @@ def test_compiled_or_not_the_bits_are_the_same(length: int) -> None:
     odd[draw.integers(length)] = draw.choice([np.nan, np.inf, -np.inf])
     scattered = (some * 10.0 ** draw.uniform(-44, 37, length)).astype(np.float32)
     bits = draw.integers(1 << 32, size=length, dtype=np.uint64).astype(np.uint32)
-    for values in (some, odd, scattered, bits.view(np.float32)):
+    largest = np.full(length, np.finfo(np.float32).max)
+    for values in (some, odd, scattered, bits.view(np.float32), largest):
         for noise in (0, NOISE_PERIOD - 1, int(draw.integers(1 << 62))):
             payloads = [np.full(plain.size(length), each, np.uint8) for each in (1, 2)]
             compiled.pack(values, noise, payloads[0])
@@ -148,10 +149,11 @@ def test_compiled_or_not_the_bits_are_the_same(length: int) -> None:
             compiled.pack_sum(payloads[0], some.copy(), noise, both[0])
             plain.pack_sum(payloads[0], some.copy(), noise, both[1])
             assert both[0].tobytes() == both[1].tobytes()
-            sums = [values.copy(), values.copy()]
-            compiled.add(payloads[0], sums[0])
-            plain.add(payloads[0], sums[1])
-            assert sums[0].tobytes() == sums[1].tobytes()
+            for summand in (values, -1e38 * np.ones(length, np.float32)):
+                sums = [summand.copy(), summand.copy()]
+                compiled.add(payloads[0], sums[0])
+                plain.add(payloads[0], sums[1])
+                assert sums[0].tobytes() == sums[1].tobytes()
 
 
 @COMPILED
@@ -168,6 +170,9 @@ def test_lengths_that_do_not_fit_are_refused() -> None:
         ):
             with pytest.raises(ValueError):
                 refused()
+    shifted = np.zeros(len(values) * 4 + 1, np.uint8)[1:].view(np.float32)
+    with pytest.raises(ValueError):
+        made.unpack(payload, shifted)
     read_only = payload[:]
     read_only.flags.writeable = False
     with pytest.raises(TypeError):

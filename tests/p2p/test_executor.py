@@ -78,12 +78,13 @@ def mean_of(name: str, inputs: list[Vector], compress: str) -> Vector:
 
 @dataclass(eq=False)
 class Coming:
-    """A segment that is added while it comes."""
+    """A segment that is added while it comes, or written to its `place`."""
 
     peer: int
     executor: Executor
     outgoing: Outgoing
     payload: Values
+    place: memoryview | None
     taken: int = 0
 
 
@@ -165,18 +166,12 @@ class Cluster:
         round, unit, _, destination = outgoing
         octets = payload.data.cast("B")
         executor = self.executors[peer]
-        if executor.is_next(round, unit, destination) and self.random.random() < 0.7:
-            self.coming.append(Coming(peer, executor, outgoing, payload))
+        place = executor.place(round, unit, destination)
+        can_be_taken = place is not None or executor.is_next(round, unit, destination)
+        if can_be_taken and self.random.random() < 0.7:
+            self.coming.append(Coming(peer, executor, outgoing, payload, place))
             return
-        place = self.executors[peer].place(round, unit, destination)
-        if place is not None and self.random.random() < 0.7:  # it is written while it comes
-            came = self.random.choice([len(octets), self.random.randrange(len(octets) + 1)])
-            place[:came] = octets[:came]
-            if came < len(octets):  # the connection broke; it comes again another way
-                self.on_the_way.append((peer, outgoing, payload))
-                return
-            octets = place
-        self.executors[peer].receive(round, unit, destination, octets)
+        executor.receive(round, unit, destination, octets)
         self.flush(peer)
 
     def go_on(self) -> None:
@@ -191,12 +186,15 @@ class Cluster:
             left = (len(octets) - coming.taken) // 4
             stop = coming.taken + 4 * (left if fate < 0.5 else self.random.randint(1, left))
             piece = np.frombuffer(octets[coming.taken : stop], np.uint8).copy()
-            coming.executor.add_piece(round, unit, destination, coming.taken, piece.data)
-            piece[:] = 255  # the next one comes into the same memory
+            if coming.place is not None:
+                coming.place[coming.taken : stop] = piece.data
+            else:
+                coming.executor.add_piece(round, unit, destination, coming.taken, piece.data)
+                piece[:] = 255  # the next one comes into the same memory
             coming.taken = stop
             return
         else:
-            coming.executor.receive(round, unit, destination, b"")
+            coming.executor.receive(round, unit, destination, coming.place or b"")
             if self.executors.get(coming.peer) is coming.executor:
                 self.flush(coming.peer)
         self.coming.remove(coming)
@@ -498,6 +496,21 @@ def test_only_a_total_that_is_missing_has_a_place() -> None:
     cut = units[total[1]]
     assert executor.receive_total(total[1], mean[cut.start : cut.stop].data.cast("B"))
     assert executor.place(total[0], total[1], 0) is None
+
+
+@pytest.mark.parametrize("compress", KINDS)
+def test_what_comes_packed_is_received_as_a_whole(compress: str) -> None:
+    """The same total may come as other bytes, so half of the one and half of the other is none."""
+    executor = new_executor("direct", 2, 16, compress)
+    executor.play([0])
+    executor.contribute(0, np.ones(16, np.float32))
+    packed = [unit for unit, cut in enumerate(executor.units) if cut.stop <= 12]
+    assert packed
+    for unit in packed:
+        part = executor.schedule.parts[executor.units[unit].chunk][0]
+        for round in (part.copy[0] if part.copy else -1, *[each for each, _ in part.adds]):
+            assert executor.place(round, unit, 0) is None
+            assert not executor.is_next(round, unit, 0)
 
 
 def test_what_arrives_is_only_read() -> None:

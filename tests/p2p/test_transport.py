@@ -126,6 +126,9 @@ def test_a_payload_without_a_checksum_is_for_guarded_ways_only() -> None:
             WIRE.decode([header, b"pAyload"], is_guarded)
         with pytest.raises(Damaged):
             WIRE.decode([bare[0], b"longer payload"], is_guarded)
+    assert WIRE.decode(bare, is_guarded=True, is_to_come=True) == Bulk(7, b"payload")
+    with pytest.raises(Malformed):  # nobody would compare it
+        WIRE.decode([header, b"payload"], is_guarded=True, is_to_come=True)
 
 
 def test_a_payload_of_floats_is_counted_in_bytes() -> None:
