@@ -317,8 +317,9 @@ def test_who_reads_slowly_loses_nothing(folder: Path) -> None:
     try:
         joined(fast, slow, other)
         memory = relay.memory_bytes()
-        for unit in range(50):
-            header, payload = WIRE.encode(segment(MEBIBYTE, unit), hashed=False)
+        # made before, for while they are sent nobody reads, which is forgiven for so long only
+        sent = [WIRE.encode(segment(MEBIBYTE, unit), hashed=False) for unit in range(50)]
+        for header, payload in sent:
             assert fast.link.send_streamed(b"slow", header, payload)
         units, end = [], time.monotonic() + 60
         while len(units) < 50:
