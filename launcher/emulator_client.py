@@ -9,6 +9,9 @@ from typing import Any
 
 from fault.errors import PlatformUnavailable
 
+# no proxy leads to loopback
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
 
 class EmulatorClient:
     """`endpoint` is http://host:port on loopback. Every call raises PlatformUnavailable."""
@@ -16,8 +19,6 @@ class EmulatorClient:
     def __init__(self, endpoint: str, timeout_s: float = 3.0) -> None:
         self.endpoint = endpoint
         self._timeout_s = timeout_s
-        # no proxy leads to loopback
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def sandboxes(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._call("/mayfly/sandboxes")
@@ -42,7 +43,7 @@ class EmulatorClient:
             self.endpoint + path, data, {"Content-Type": "application/json"}
         )
         try:
-            with self._opener.open(request, timeout=self._timeout_s) as answer:
+            with _OPENER.open(request, timeout=self._timeout_s) as answer:
                 return json.loads(answer.read())
         except (OSError, ValueError) as error:
             raise PlatformUnavailable(f"the emulator at {self.endpoint}: {error}") from error

@@ -78,6 +78,9 @@ class FlatModel:
         with torch.no_grad():
             for entry in self.entries:
                 self._move(entry)
+        self._parameter_bytes = [
+            self.bytes_of(entry).data for entry in (*self.trainable, *self.frozen)
+        ]
         self._registered = [
             (module, tuple(module._parameters.items()), tuple(module._buffers.items()))
             for module in model.modules()
@@ -156,10 +159,7 @@ class FlatModel:
         return self.memory[entry.start : entry.start + entry.size]
 
     def _parameter_checksums(self) -> list[int]:
-        return [
-            xxh3_64_intdigest(self.bytes_of(entry).data)
-            for entry in (*self.trainable, *self.frozen)
-        ]
+        return [xxh3_64_intdigest(each) for each in self._parameter_bytes]
 
     def _refuse_changes(self, checksums: list[int]) -> None:
         after = self._parameter_checksums()
