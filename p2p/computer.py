@@ -92,7 +92,7 @@ class Computer:
         if spec.compress == "int8" and not IS_COMPILED:
             self.peer.warn(
                 "the arithmetic of int8 was not compiled when Mayfly was installed here, for want "
-                "of a C compiler: the bits are the same, and take several times as long"
+                "of a C compiler: the bits are the same, and take longer"
             )
         built = build(spec)
         self.task, self.state = built.task, built.state

@@ -28,8 +28,7 @@ from launcher.emulator.process import (
 )
 from launcher.emulator.warden import end_marked
 
-MEMORY_LOOK_S = 0.2
-"""It is the peak that is looked at, so none is missed."""
+MEMORY_LOOK_S = 0.05
 
 
 class Misuse(Exception):

@@ -17,16 +17,20 @@ COMPILED = pytest.mark.skipif(
 LENGTHS = (1, 3, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17)
 
 
-@pytest.fixture(params=["bf16", "int8"])
-def kind(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["bf16", "int8", "int8 without a C compiler"])
+def way(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
 
-@pytest.fixture(params=[False, True], ids=["", "plain"])
-def made(kind: str, request: pytest.FixtureRequest) -> Compression:
-    """With the arithmetic that an installation without a C compiler has, if `plain`."""
-    return Int8() if request.param and kind == "int8" else compression(kind)
+@pytest.fixture
+def kind(way: str) -> str:
+    return way.split()[0]
+
+
+@pytest.fixture
+def made(way: str, kind: str) -> Compression:
+    return compression(kind) if way == kind else Int8()
 
 
 def through(made: Compression, values: Vector, noise: int) -> Vector:
