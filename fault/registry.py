@@ -162,13 +162,16 @@ class Registry:
     def _exchange(self, *command: Any, wait_s: float = 0.0) -> Any:
         """One command and its answer; `wait_s` is how long the server may hold it back."""
         connection = self._connection
-        connection.send_command(*command)
+        # as text: redis-py's C part crashes where a signal arrives while it writes out a number
+        words = [word if isinstance(word, str | bytes) else repr(word) for word in command]
+        connection.send_command(*words)
         if wait_s > 0 and not connection.can_read(wait_s + self._timeout_s):
             raise server_errors.TimeoutError("no answer")
         return connection.read_response(disable_decoding=True)
 
     @contextmanager
     def _failing_clearly(self) -> Iterator[None]:
+        """An answer that is still on its way must not be taken for that of a later call."""
         try:
             yield
         except server_errors.AuthenticationError as error:
@@ -179,11 +182,13 @@ class Registry:
                 isinstance(error, _PASSING) or str(error).startswith(_PASSING_WORDS)
             ):
                 raise  # the scripts are at fault, and that is a bug
-            # an answer that is still on its way must not be taken for that of a later call
             self._connection.disconnect()
             raise RegistryUnavailable(
                 f"the registry at {self.where} does not answer: {error}"
             ) from error
+        except KeyboardInterrupt:
+            self._connection.disconnect()
+            raise
 
     def _ask(self, *command: Any, wait_s: float = 0.0) -> Any:
         with self._failing_clearly():

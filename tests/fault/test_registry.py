@@ -222,6 +222,32 @@ def test_a_stopped_server_costs_one_timeout(own_server: RegistryServer) -> None:
     assert registry.scale(3) and registry.read().target_slots == 3
 
 
+INTERRUPTED = """
+import random, signal, sys
+from fault.records import Timing
+from fault.registry import Registry
+
+registry = Registry(sys.argv[1], "run", Timing())
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+for seed in range(1000):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.Random(seed).uniform(1e-5, 1e-3))
+        while True:
+            registry.read_events()
+    except KeyboardInterrupt:
+        pass
+registry.ping()
+print("alive")
+"""
+
+
+def test_a_ctrl_c_ends_a_call_and_not_the_process(server: RegistryServer) -> None:
+    """A thousand of them, each somewhere else in it; the next call works."""
+    command = [sys.executable, "-c", INTERRUPTED, server.socket]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
 def test_waits_for_a_server_that_starts_later(tmp_path: Path) -> None:
     """`wait_until_up` returns as soon as the server answers."""
     server = RegistryServer(tmp_path)
