@@ -15,8 +15,10 @@ from __future__ import annotations
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from itertools import chain
 from math import prod
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -44,6 +46,7 @@ _MAPPINGS: dict[str, Callable[[Any], Any]] = {
 }
 _MAPPING_TYPES: dict[type, str] = {dict: "dict", OrderedDict: "OrderedDict", Counter: "Counter"}
 _ATOMS = frozenset({type(None), bool, float, str, bytes})
+_CONSTANT = _ATOMS | {int}
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, partial)
 _INTEGERS = range(-(1 << 63), 1 << 63)
 Part = bytes | memoryview
@@ -61,41 +64,77 @@ class Unsupported(TypeError):
         return f"{'.'.join(reversed(self.path))} is {self.what}"
 
 
-class Known(NamedTuple):
-    """A tensor as it was last written, which is what it is as long as it `fits`."""
+class Branch(NamedTuple):
+    """A value as it was last written; so it is while `objects` and `forms` are the same."""
 
-    tensor: Tensor
-    address: int
-    shape: torch.Size
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-    row: list[Any]
-    part: Part
-
-    def fits(self) -> bool:
-        now = self.tensor
-        return (
-            now.data_ptr() == self.address
-            and now.shape == self.shape
-            and now.stride() == self.strides
-            and now.dtype is self.dtype
-        )
+    objects: list[Any]
+    tensors: list[Tensor]
+    forms: list[Any]
+    numbers: dict[int, int]
+    packed: bytes
+    table: list[bytes]
+    parts: list[Part]
 
 
 class TreeWriter:
     """Turns values into trees and collects the tensors in them."""
 
-    def __init__(self, foreign: range = range(0), known: Mapping[int, Known] | None = None) -> None:
+    def __init__(
+        self, foreign: range = range(0), remembered: Mapping[Any, Branch] | None = None
+    ) -> None:
         """`foreign`: addresses that no tensor may lie at, since its bond to them would be lost;
-        `known` is what the last writer with the same ones `has_seen`, which saves time."""
-        self.table: list[Any] = []
+        `remembered` are the `branches` of the last writer with the same ones, which save time."""
+        self.table: list[bytes] = []
         self.parts: list[Part] = []
-        self.has_seen: dict[int, Known] = {}
-        """By the tensors' ids, which it keeps alive."""
+        self.branches: dict[Any, Branch] = {}
         self._foreign = foreign
-        self._known = known or {}
+        self._remembered = remembered or {}
         self._numbers: dict[int, int] = {}
         self._kept: list[Tensor] = []
+        self._copies = 0
+
+    def packed(self, owner: str, value: Any) -> bytes:
+        """The tree of `value`, of whose entries `branches` will have those that can be remembered.
+
+        Raises Unsupported.
+        """
+        if type(value) is not dict:
+            return _packb(self.tree(value))
+        name, *trees = self._mapping("dict", value, partial(self._branch, owner))
+        keys, entries = map(_packb, trees[0::2]), trees[1::2]
+        return array([_packb(name), *chain.from_iterable(zip(keys, entries, strict=True))])
+
+    def _branch(self, owner: str, key: Any, value: Any) -> bytes:
+        if type(value) in _CONSTANT:
+            return _packb(self.tree(value))
+        objects: list[Any] = []
+        tensors: list[Tensor] = []
+        is_constant = _take_stock(value, objects, tensors)
+        known = self._remembered.get((owner, key))
+        first, first_part, copies = len(self.table), len(self.parts), self._copies
+        if (
+            known is not None
+            and is_constant
+            and len(objects) == len(known.objects)
+            and all(map(is_, objects, known.objects))
+            and _forms(tensors) == known.forms
+            and min(known.numbers.values(), default=first) == first
+            and self._numbers.keys().isdisjoint(known.numbers)
+        ):
+            self._numbers |= known.numbers
+            self._kept += tensors
+            self.table += known.table
+            self.parts += known.parts
+            self.branches[owner, key] = known
+            return known.packed
+        packed = _packb(self.tree(value))
+        table = self.table[first:]
+        numbers = {id(tensor): self._numbers[id(tensor)] for tensor in tensors}
+        if is_constant and len(numbers) == len(table) and self._copies == copies:
+            self.branches[owner, key] = Branch(
+                objects, tensors, _forms(tensors), numbers, packed, table, self.parts[first_part:]
+            )
+        return packed
 
     def tree(self, value: Any) -> Any:
         """Raises Unsupported."""
@@ -109,7 +148,7 @@ class TreeWriter:
         if kind is list or kind is tuple:
             return [kind.__name__, *self._items(value)]
         if kind in _MAPPING_TYPES:
-            return self._mapping(_MAPPING_TYPES[kind], value)
+            return self._mapping(_MAPPING_TYPES[kind], value, lambda key, entry: self.tree(entry))
         if kind is set:
             return ["set", *self._items(sorted(value, key=_order))]
         if isinstance(value, np.generic):
@@ -129,12 +168,14 @@ class TreeWriter:
                 raise
         return trees
 
-    def _mapping(self, name: str, value: dict[Any, Any]) -> Any:
+    def _mapping(
+        self, name: str, value: dict[Any, Any], write: Callable[[Any, Any], Any]
+    ) -> list[Any]:
         trees: list[Any] = [name]
         for key in sorted(value, key=_order):
             try:
                 trees.append(self.tree(key))
-                trees.append(self.tree(value[key]))
+                trees.append(write(key, value[key]))
             except Unsupported as error:
                 error.path.append(str(key))
                 raise
@@ -150,12 +191,6 @@ class TreeWriter:
         return number
 
     def _add(self, given: Tensor) -> None:
-        known = self._known.get(id(given))
-        if known is not None and known.fits():
-            self.has_seen[id(given)] = known
-            self.table.append(known.row)
-            self.parts.append(known.part)
-            return
         tensor = given
         name = _DTYPE_NAMES.get(tensor.dtype)
         if name is None or tensor.layout != torch.strided or not tensor.is_cpu:
@@ -168,8 +203,8 @@ class TreeWriter:
         is_contiguous = tensor.is_contiguous()
         if not is_contiguous and not is_dense(tensor):
             tensor, is_contiguous = tensor.contiguous(), True
-        row = [name, list(tensor.size()), list(tensor.stride())]
-        self.table.append(row)
+            self._copies += 1
+        self.table.append(row(name, tensor.size(), tensor.stride()))
         if not elements:
             return
         if is_contiguous and name != "bfloat16":
@@ -178,11 +213,36 @@ class TreeWriter:
             in_memory = tensor.as_strided((elements,), (1,))
             part = in_memory.view(torch.uint8).numpy().data
         self.parts.append(part)
-        address = given.data_ptr()
-        if tensor.data_ptr() == address:  # else it is a copy, of what may change
-            self.has_seen[id(given)] = Known(
-                given, address, given.shape, given.stride(), given.dtype, row, part
-            )
+
+
+def _take_stock(value: Any, objects: list[Any], tensors: list[Tensor]) -> bool:
+    """Lists all on which the tree of `value` depends but what is in its tensors, and them.
+
+    False if it depends on more: where an object that can change is no container that is known.
+    """
+    kind = type(value)
+    if kind in _MAPPING_TYPES:
+        objects += (kind, len(value), *value)
+        if not _CONSTANT.issuperset(map(type, value)):
+            return False
+        entries = value.values()
+    elif kind is list or kind is tuple:
+        objects += (kind, len(value))
+        entries = value
+    else:
+        objects.append(value)
+        return kind in _CONSTANT
+    for entry in entries:
+        if isinstance(entry, Tensor):
+            objects.append(entry)
+            tensors.append(entry)
+        elif not _take_stock(entry, objects, tensors):
+            return False
+    return True
+
+
+def _forms(tensors: list[Tensor]) -> list[Any]:
+    return [(each.data_ptr(), each.shape, each.stride(), each.dtype) for each in tensors]
 
 
 class TreeReader:
@@ -240,10 +300,27 @@ class TreeReader:
         raise ValueError(f"no value for {tag!r}")
 
 
-def header(tree: Any) -> bytes:
-    """The start of an image, up to its first tensor."""
+def header(*fields: bytes) -> bytes:
+    """The start of an image, up to its first tensor, of the fields of its tree, packed."""
+    tree = array(fields)
+    return _HEADER.pack(MAGIC, len(tree)) + tree
+
+
+@lru_cache(maxsize=4096)
+def row(name: str, shape: Sequence[int], strides: Sequence[int]) -> bytes:
+    """A tensor's entry of the table, packed."""
+    return _packb([name, list(shape), list(strides)])
+
+
+def array(items: Sequence[bytes]) -> bytes:
+    """What is packed, packed as one list."""
+    start: bytes = msgpack.Packer().pack_array_header(len(items))
+    return start + b"".join(items)
+
+
+def _packb(tree: Any) -> bytes:
     packed: bytes = msgpack.packb(tree)
-    return _HEADER.pack(MAGIC, len(packed)) + packed
+    return packed
 
 
 def split(image: bytes | bytearray | memoryview) -> tuple[Any, memoryview]:

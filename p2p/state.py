@@ -21,7 +21,17 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from fault.errors import InvalidTask
 from p2p.flat import FlatModel
-from p2p.image import Known, Part, TreeReader, TreeWriter, Unsupported, header, split
+from p2p.image import (
+    Branch,
+    Part,
+    TreeReader,
+    TreeWriter,
+    Unsupported,
+    array,
+    header,
+    row,
+    split,
+)
 from p2p.seeding import BEFORE_STEPS, NO_SHARD, seeded
 from p2p.task import Scheduler, Task
 
@@ -41,8 +51,8 @@ class TrainingState:
         self.model = task.model
         self.flat = FlatModel(task.model)
         self.step = 0
-        self._known: dict[int, Known] = {}
-        """The tensors that the last image had besides the model's."""
+        self._branches: dict[Any, Branch] = {}
+        """What the last image had besides the model's memory."""
         with seeded(task.seed, BEFORE_STEPS, NO_SHARD):
             self.optimizer = _optimizer(task, self.flat)
             self.scheduler = _scheduler(task, self.optimizer)
@@ -133,19 +143,21 @@ class TrainingState:
         """The image in pieces, which are views: its head, the model's memory, other tensors."""
         memory = self.flat.memory
         own = range(memory.ctypes.data, memory.ctypes.data + max(1, len(memory)))
-        writer = TreeWriter(own, self._known)
+        writer = TreeWriter(own, self._branches)
         owner = "optimizer"
         try:
-            optimizer = writer.tree(self.optimizer.state_dict())
+            optimizer = writer.packed(owner, self.optimizer.state_dict())
             owner = "scheduler"
-            scheduler = writer.tree(self.scheduler.state_dict() if self.scheduler else None)
+            own_dict = self.scheduler.state_dict() if self.scheduler else None
+            scheduler = writer.packed(owner, own_dict)
         except Unsupported as error:
             error.path.append(owner)
             raise InvalidTask(f"the state of the {owner} cannot be kept: {error}") from None
-        self._known = writer.has_seen
-        table = [["uint8", [len(memory)], [1]], *writer.table]
-        tree = [self.step, self._layout, table, optimizer, scheduler]
-        return [header(tree), memory.data, *writer.parts]
+        self._branches = writer.branches
+        table = array([row("uint8", (len(memory),), (1,)), *writer.table])
+        step, layout = msgpack.packb(self.step), msgpack.packb(self._layout)
+        head = header(step, layout, table, optimizer, scheduler)
+        return [head, memory.data, *writer.parts]
 
     def _scheduler_state(self, reader: TreeReader, tree: Any) -> dict[str, Any]:
         own = self.scheduler.state_dict() if self.scheduler else None

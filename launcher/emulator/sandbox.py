@@ -197,7 +197,7 @@ class Sandbox:
             memory.cancel()
 
     async def _watch_memory(self, pid: int) -> None:
-        limit = self.function.memory_mb << 20
+        limit, loop = self.function.memory_mb << 20, asyncio.get_running_loop()
         while True:
             self._peak_bytes = max(self._peak_bytes, peak_memory_bytes(pid))
             if self._peak_bytes > limit and not self._killed:
@@ -206,7 +206,8 @@ class Sandbox:
                     "Runtime.OutOfMemory",
                     f"the function used more than its {self.function.memory_mb} MB of memory",
                 )
-            await asyncio.sleep(MEMORY_LOOK_S)
+            # to the next multiple, so that the loop wakes once for all sandboxes
+            await asyncio.sleep(MEMORY_LOOK_S - loop.time() % MEMORY_LOOK_S)
 
     def _set_limit(self, seconds: float | None) -> None:
         if self._limit is not None:

@@ -314,22 +314,69 @@ CHANGES: dict[str, Callable[[Tensor], object]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_is_known_of_a_tensor_is_not_more_than_it_is(change: str) -> None:
-    """A writer that another one told of what it has seen writes what one without would."""
-    tensor = torch.arange(6.0).reshape(2, 3)
-    before = TreeWriter()
-    before.tree([tensor])
-    if change == "all":
-        tensor = torch.arange(2.0).bfloat16()
-        before.tree([tensor])
-    CHANGES[change](tensor)
-    told, fresh = TreeWriter(known=before.has_seen), TreeWriter()
-    assert told.tree([tensor]) == fresh.tree([tensor])
+def assert_written_alike(values: dict[str, Any], before: TreeWriter) -> TreeWriter:
+    """A writer that remembers what `before` wrote writes what one does that does not."""
+    told, fresh = TreeWriter(remembered=before.branches), TreeWriter()
+    assert told.packed("optimizer", values) == fresh.packed("optimizer", values)
     assert told.table == fresh.table
     assert [bytes(part) for part in told.parts] == [bytes(part) for part in fresh.parts]
-    is_known = told.has_seen[id(tensor)] is before.has_seen[id(tensor)]
-    assert is_known == (change == "values")
+    return told
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_more_is_remembered_of_a_tensor_than_it_is(change: str) -> None:
+    tensor, before = torch.arange(6.0).reshape(2, 3), TreeWriter()
+    if change == "all":
+        tensor = torch.arange(2.0).bfloat16()
+    values = {"state": {0: {"mean": tensor}}}
+    before.packed("optimizer", values)
+    CHANGES[change](tensor)
+    told = assert_written_alike(values, before)
+    assert (told.branches == before.branches) == (change == "values")
+
+
+SHARED = torch.ones(2)
+OTHER_VALUES: dict[str, dict[str, Any]] = {
+    "number": {"b": {0: {"step": 5001, "mean": SHARED}, 1: [1.0, "a"]}},
+    "kind of number": {"b": {0: {"step": 5000, "mean": SHARED}, 1: [1, "a"]}},
+    "sign of zero": {"b": {0: {"step": 5000, "mean": SHARED}, 1: [-0.0, "a"]}},
+    "key": {"b": {2: {"step": 5000, "mean": SHARED}, 1: [1.0, "a"]}},
+    "kind of list": {"b": {0: {"step": 5000, "mean": SHARED}, 1: (1.0, "a")}},
+    "nesting": {"b": {0: {"step": 5000, "mean": SHARED}, 1: [[1.0, "a"]]}},
+    "another tensor": {"b": {0: {"step": 5000, "mean": SHARED.clone()}, 1: [1.0, "a"]}},
+    "tensors before it": {"a": [torch.zeros(1)], "b": {0: {"step": 5000, "mean": SHARED}}},
+    "seen before it": {"a": [SHARED], "b": {0: {"step": 5000, "mean": SHARED}, 1: [1.0, "a"]}},
+    "seen after it": {"b": {0: {"step": 5000, "mean": SHARED}, 1: [1.0, "a"]}, "c": [SHARED]},
+    "a set": {"b": {0: {"step": 5000, "mean": SHARED}, 1: {1.0, 2.0}}},
+    "nothing": {"b": {0: {"step": 5000, "mean": SHARED}, 1: [1.0, "a"]}},
+}
+
+
+@pytest.mark.parametrize("other", OTHER_VALUES)
+def test_what_is_remembered_is_used_for_the_same_alone(other: str) -> None:
+    """Whatever differs, also one that was written before what is remembered."""
+    first = {"b": {0: {"step": 5000, "mean": SHARED}, 1: [1.0, "a"]}}
+    before = TreeWriter()
+    before.packed("optimizer", first)
+    told = assert_written_alike(OTHER_VALUES[other], before)
+    again = assert_written_alike(OTHER_VALUES[other], told)
+    assert_written_alike(first, again)
+
+
+def test_a_copy_is_not_remembered() -> None:
+    """Its values would be those of the time when it was made."""
+    tensor, before = torch.arange(9.0).reshape(3, 3)[:, ::2], TreeWriter()
+    before.packed("optimizer", {"state": [tensor]})
+    tensor.add_(1.0)
+    assert_written_alike({"state": [tensor]}, before)
+
+
+def test_a_set_that_changes_is_written_as_it_is() -> None:
+    values: dict[str, Any] = {"state": [{1, 2}, torch.ones(1)]}
+    before = TreeWriter()
+    before.packed("optimizer", values)
+    values["state"][0].add(3)
+    assert_written_alike(values, before)
 
 
 def test_named_tensors_load_into_the_plain_model() -> None:
