@@ -11,7 +11,7 @@ follows this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -115,7 +115,8 @@ class FlatModel:
     def training_mode(self) -> None:
         """Puts every module into the mode it was handed over in."""
         for module, training in self._modes:
-            module.training = training
+            if module.training is not training:  # to set it takes a module twenty times as long
+                module.training = training
 
     @contextmanager
     def untouched(self) -> Iterator[npt.NDArray[np.uint8]]:
@@ -174,6 +175,8 @@ class FlatModel:
                 ("parameter", module._parameters, parameters),
                 ("buffer", module._buffers, buffers),
             ):
+                if _is_as(now, before):
+                    continue
                 changed = {k for k, v in before if (now.get(k) is None) != (v is None)}
                 if kind == "parameter":
                     changed |= {k for k, v in before if now.get(k) is not v}
@@ -205,13 +208,14 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def _is_as(now: Mapping[str, object], before: Sequence[tuple[str, object]]) -> bool:
+    return len(now) == len(before) and all(now.get(k, before) is v for k, v in before)
+
+
 def _restore(now: dict[str, T], before: tuple[tuple[str, T], ...]) -> None:
-    for key, value in before:
-        if now.get(key) is not value or key not in now:
-            now[key] = value
-    if len(now) != len(before):
-        for key in now.keys() - dict(before).keys():
-            del now[key]
+    if not _is_as(now, before):
+        now.clear()
+        now.update(before)
 
 
 def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

@@ -14,74 +14,79 @@ from __future__ import annotations
 
 import ctypes
 import random
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from hashlib import sha256
+from hashlib import shake_256
+from typing import Any
 
 import numpy as np
 import torch
+
+from fault.errors import InvalidTask
 
 NO_SHARD = -1
 """In place of a shard: what a step does once for all shards, as in `apply`."""
 BEFORE_STEPS = -1
 """In place of a step: what happens before the first, as building the model."""
-_MT19937_BYTES = 625 * 4
-"""Of a Mersenne twister: 624 words and the place in them."""
+_TWISTER_BYTES = 624 * 4
+"""Of a Mersenne twister's words; in NumPy's memory the place in them follows, a 32-bit integer."""
+_AT_THE_END = (624).to_bytes(4, sys.byteorder)
+"""The place at which a twister makes new words before it draws."""
+_TwisterMemory = ctypes.c_char * (_TWISTER_BYTES + 4)
 
 
 @contextmanager
 def seeded(seed: int, step: int, shard: int) -> Iterator[None]:
-    """Inside, the generators start from SHA-256 of "seed,step,shard"; after it, as before it.
+    """Inside, the generators start from SHAKE-256 of "seed,step,shard"; after it, as before it.
 
-    torch takes the first 8 bytes of the hash, less the highest bit; NumPy the next 12, as three
-    32-bit words; `random` the last 12, as one number; all little-endian. NumPy and `random` are one
-    algorithm with one way to be seeded, so from the same bytes they would draw the same numbers.
+    torch takes the first 8 bytes of it, less the highest bit; `random` the next 12, as one number;
+    NumPy the next 2,496, as the words of its Mersenne twister; all little-endian.
     """
-    drawn = sha256(f"{seed},{step},{shard}".encode()).digest()
+    drawn = shake_256(f"{seed},{step},{shard}".encode()).digest(20 + _TWISTER_BYTES)
     # torch.manual_seed would seed every accelerator too, and formats a stack to remember it
-    generator = torch.default_generator
-    states = generator.get_state(), random.getstate()
-    put_numpys_back = _numpys_put_back()
+    torchs, numpys = torch.default_generator, _numpys_twister()
+    # NumPy's is copied and set by its memory: its functions for that, and np.random.seed, take
+    # longer than all else that a short step has to seed
+    before = torchs.get_state(), random.getstate(), numpys.raw
+    second = _take_second_normal(numpys)
     try:
-        generator.manual_seed(int.from_bytes(drawn[:8], "little") & ((1 << 63) - 1))
-        np.random.seed(np.frombuffer(drawn[8:20], dtype="<u4"))
-        random.seed(int.from_bytes(drawn[20:], "little"))
+        torchs.manual_seed(int.from_bytes(drawn[:8], "little") & ((1 << 63) - 1))
+        random.seed(int.from_bytes(drawn[8:20], "little"))
+        numpys.raw = drawn[20:] + _AT_THE_END
         yield
     finally:
-        generator.set_state(states[0])
-        put_numpys_back()
-        random.setstate(states[1])
+        torchs.set_state(before[0])
+        random.setstate(before[1])
+        _take_second_normal(numpys)
+        numpys.raw = before[2]
+        if second is not None:
+            state = np.random.get_state(legacy=False)
+            np.random.set_state({**state, "has_gauss": 1, "gauss": second})
 
 
-def _numpys_put_back() -> Callable[[], None]:
-    """What puts NumPy's global generator back as it is now; it is not so any more.
-
-    To read and write its state takes longer than all else that a short step has to seed, so its
-    memory is copied. What is not there is the second of two normal numbers, of which NumPy draws
-    the first when it is asked for one, and keeps the other: that is drawn to see whether it is one.
-    """
+def _numpys_twister() -> Any:
+    """The memory of NumPy's global generator, in place."""
     generator: object = vars(np.random)["get_bit_generator"]()  # which NumPy's stubs do not export
     if not isinstance(generator, np.random.MT19937):
-        return partial(np.random.set_state, np.random.get_state(legacy=False))
-    memory = _memory(generator)
-    normal = np.random.standard_normal()
-    if _memory(generator) == memory:
-        state = {**np.random.get_state(legacy=False), "has_gauss": 1, "gauss": normal}
-        return partial(np.random.set_state, state)
-    return partial(_put_back, generator, memory)
+        raise InvalidTask(
+            f"NumPy's global generator is a {type(generator).__name__}; leave it the MT19937 that "
+            "it is from the start, and use a Generator of your own"
+        )
+    return _TwisterMemory.from_address(generator.ctypes.state_address)
 
 
-def _put_back(generator: np.random.MT19937, memory: bytes) -> None:
-    ctypes.memmove(generator.ctypes.state_address, memory, _MT19937_BYTES)
+def _take_second_normal(twister: Any) -> float | None:
+    """Of two normal numbers that NumPy draws at once it keeps the second, beside the twister.
+
+    Afterwards it keeps none; what it kept is returned.
+    """
+    before = twister.raw
+    normal = float(np.random.standard_normal())
+    if twister.raw == before:
+        return normal
     np.random.standard_normal()
-    if _memory(generator) != memory:  # it was the first of two
-        np.random.standard_normal()
-        ctypes.memmove(generator.ctypes.state_address, memory, _MT19937_BYTES)
-
-
-def _memory(generator: np.random.MT19937) -> bytes:
-    return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
+    return None
 
 
 def configure_determinism(threads: int) -> None:

@@ -335,6 +335,20 @@ def test_seeding_is_the_formula_and_puts_generators_back() -> None:
     assert len(drawn_from_shared) == 1
 
 
+def test_another_generator_of_numpys_is_refused() -> None:
+    """Its state is not known; it stays as it is."""
+    exchange, given = vars(np.random)["set_bit_generator"], vars(np.random)["get_bit_generator"]()
+    other = np.random.PCG64(1)
+    exchange(other)
+    try:
+        before = other.state
+        with pytest.raises(InvalidTask, match="is a PCG64"), seeded(3, 4, 5):
+            pass
+        assert other.state == before
+    finally:
+        exchange(given)
+
+
 # --- what a model may not do ----------------------------------------------------------------
 
 
