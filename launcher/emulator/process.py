@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -116,12 +117,29 @@ def ending(status: int) -> str:
     return f"signal: {(signal.strsignal(-status) or str(-status)).lower()}"
 
 
-def peak_memory_bytes(pid: int) -> int:
-    """The most that the process ever had resident; 0 when it is gone, or this is not Linux."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_bytes()
-    except OSError:
-        return 0
-    # ended and not yet waited for, it has a status without memory
-    _, found, rest = status.partition(b"VmHWM:")
-    return int(rest.split(maxsplit=1)[0]) * 1024 if found else 0
+class PeakMemory:
+    """The most that a process ever had resident. Held open, its number cannot become another's."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._status = os.open(f"/proc/{pid}/status", os.O_RDONLY)
+        except OSError:  # it is gone, or this is not Linux
+            self._status = -1
+        self._bytes = 0
+
+    def read(self) -> int:
+        """In bytes; once the process has ended, the last that was read before, or 0."""
+        status = b""
+        if self._status >= 0:
+            with suppress(ProcessLookupError):
+                status = os.pread(self._status, 4096, 0)
+        # ended and not yet waited for, it has a status without memory
+        _, found, rest = status.partition(b"VmHWM:")
+        if found:
+            self._bytes = max(self._bytes, int(rest.split(maxsplit=1)[0]) * 1024)
+        return self._bytes
+
+    def close(self) -> None:
+        if self._status >= 0:
+            os.close(self._status)
+            self._status = -1

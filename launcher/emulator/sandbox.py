@@ -19,12 +19,12 @@ from launcher.emulator.functions import Function
 from launcher.emulator.invocation import Cause, Invocation, Outcome, StartKind, failure
 from launcher.emulator.process import (
     Launch,
+    PeakMemory,
     SandboxProcess,
     Start,
     ending,
     environment,
     mark,
-    peak_memory_bytes,
 )
 from launcher.emulator.warden import end_marked
 
@@ -85,7 +85,7 @@ class Sandbox:
         self._given.set()
         self._limit: asyncio.TimerHandle | None = None
         self._began = 0.0
-        self._peak_bytes = 0
+        self._memory: PeakMemory | None = None
 
     # --- what the pool and the control API see ----------------------------------------------
 
@@ -190,17 +190,17 @@ class Sandbox:
             self.kill()
         if not self._initialised:
             self._set_limit(self.function.init_timeout_s)
-        memory = asyncio.create_task(self._watch_memory(self._process.pid))
+        self._memory = PeakMemory(self._process.pid)
+        watching = asyncio.create_task(self._watch(self._memory))
         try:
             return await self._process.wait()
         finally:
-            memory.cancel()
+            watching.cancel()
 
-    async def _watch_memory(self, pid: int) -> None:
+    async def _watch(self, memory: PeakMemory) -> None:
         limit, loop = self.function.memory_mb << 20, asyncio.get_running_loop()
         while True:
-            self._peak_bytes = max(self._peak_bytes, peak_memory_bytes(pid))
-            if self._peak_bytes > limit and not self._killed:
+            if memory.read() > limit and not self._killed:
                 self._condemn(
                     "out of memory",
                     "Runtime.OutOfMemory",
@@ -269,6 +269,8 @@ class Sandbox:
         self._given.set()  # whoever still polls learns that it is over
         if self._log is not None:
             self._log.close()
+        if self._memory is not None:
+            self._memory.close()
         self._owner.gone(self, untouched)
 
     def _verdict(self, request_id: str, status: int | None) -> Outcome:
@@ -283,13 +285,13 @@ class Sandbox:
         return failure(cause, "Runtime.ExitError", request_id, reason, status)
 
     def _write_report(self, request_id: str) -> None:
-        self._peak_bytes = max(self._peak_bytes, peak_memory_bytes(self.pid))
+        peak_bytes = self._memory.read() if self._memory is not None else 0
         duration_ms = (time.monotonic() - self._began) * 1000
         self._write_log(f"END RequestId: {request_id}")
         self._write_log(
             f"REPORT RequestId: {request_id}\tDuration: {duration_ms:.2f} ms\t"
             f"Memory Size: {self.function.memory_mb} MB\t"
-            f"Max Memory Used: {self._peak_bytes >> 20} MB\tStart: {self.start_kind}"
+            f"Max Memory Used: {peak_bytes >> 20} MB\tStart: {self.start_kind}"
         )
 
     def _write_log(self, line: str) -> None:
