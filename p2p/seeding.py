@@ -18,7 +18,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import shake_256
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +44,8 @@ def seeded(seed: int, step: int, shard: int) -> Iterator[None]:
     """
     drawn = shake_256(f"{seed},{step},{shard}".encode()).digest(20 + _TWISTER_BYTES)
     # torch.manual_seed would seed every accelerator too, and formats a stack to remember it
-    torchs, numpys = torch.default_generator, _numpys_twister()
+    torchs, twister = torch.default_generator, _numpys_twister()
+    numpys = _TwisterMemory.from_address(twister.ctypes.state_address)  # `twister` keeps it alive
     # NumPy's is copied and set by its memory: its functions for that, and np.random.seed, take
     # longer than all else that a short step has to seed
     before = torchs.get_state(), random.getstate(), numpys.raw
@@ -65,25 +65,25 @@ def seeded(seed: int, step: int, shard: int) -> Iterator[None]:
             np.random.set_state({**state, "has_gauss": 1, "gauss": second})
 
 
-def _numpys_twister() -> Any:
-    """The memory of NumPy's global generator, in place."""
+def _numpys_twister() -> np.random.MT19937:
+    """That of its global functions. Raises InvalidTask when they have another generator."""
     generator: object = vars(np.random)["get_bit_generator"]()  # which NumPy's stubs do not export
     if not isinstance(generator, np.random.MT19937):
         raise InvalidTask(
             f"NumPy's global generator is a {type(generator).__name__}; leave it the MT19937 that "
             "it is from the start, and use a Generator of your own"
         )
-    return _TwisterMemory.from_address(generator.ctypes.state_address)
+    return generator
 
 
-def _take_second_normal(twister: Any) -> float | None:
+def _take_second_normal(numpys: ctypes.Array[ctypes.c_char]) -> float | None:
     """Of two normal numbers that NumPy draws at once it keeps the second, beside the twister.
 
     Afterwards it keeps none; what it kept is returned.
     """
-    before = twister.raw
+    before = numpys.raw
     normal = float(np.random.standard_normal())
-    if twister.raw == before:
+    if numpys.raw == before:
         return normal
     np.random.standard_normal()
     return None

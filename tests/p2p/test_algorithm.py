@@ -336,7 +336,7 @@ def test_seeding_is_the_formula_and_puts_generators_back() -> None:
 
 
 def test_another_generator_of_numpys_is_refused() -> None:
-    """Its state is not known; it stays as it is."""
+    """Its state is not known; it stays as it is. So does one that comes in the middle."""
     exchange, given = vars(np.random)["set_bit_generator"], vars(np.random)["get_bit_generator"]()
     other = np.random.PCG64(1)
     exchange(other)
@@ -345,6 +345,11 @@ def test_another_generator_of_numpys_is_refused() -> None:
         with pytest.raises(InvalidTask, match="is a PCG64"), seeded(3, 4, 5):
             pass
         assert other.state == before
+        exchange(np.random.MT19937(1))
+        with seeded(3, 4, 5):
+            exchange(np.random.PCG64(1))
+        with pytest.raises(InvalidTask, match="is a PCG64"), seeded(3, 4, 5):
+            pass
     finally:
         exchange(given)
 
