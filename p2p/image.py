@@ -68,7 +68,6 @@ class Branch(NamedTuple):
     """A value as it was last written; so it is while `objects` and `forms` are the same."""
 
     objects: list[Any]
-    tensors: list[Tensor]
     forms: list[Any]
     numbers: dict[int, int]
     packed: bytes
@@ -132,7 +131,7 @@ class TreeWriter:
         numbers = {id(tensor): self._numbers[id(tensor)] for tensor in tensors}
         if is_constant and len(numbers) == len(table) and self._copies == copies:
             self.branches[owner, key] = Branch(
-                objects, tensors, _forms(tensors), numbers, packed, table, self.parts[first_part:]
+                objects, _forms(tensors), numbers, packed, table, self.parts[first_part:]
             )
         return packed
 
