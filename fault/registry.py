@@ -163,7 +163,7 @@ class Registry:
         """One command and its answer; `wait_s` is how long the server may hold it back."""
         connection = self._connection
         # as text: redis-py's C part crashes where a signal arrives while it writes out a number
-        words = [word if isinstance(word, str | bytes) else repr(word) for word in command]
+        words = [repr(word) if type(word) in (int, float) else word for word in command]
         connection.send_command(*words)
         if wait_s > 0 and not connection.can_read(wait_s + self._timeout_s):
             raise server_errors.TimeoutError("no answer")
@@ -186,7 +186,7 @@ class Registry:
             raise RegistryUnavailable(
                 f"the registry at {self.where} does not answer: {error}"
             ) from error
-        except KeyboardInterrupt:
+        except BaseException:  # a Ctrl-C, for one
             self._connection.disconnect()
             raise
 

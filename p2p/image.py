@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from math import prod
-from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -65,7 +64,11 @@ class Unsupported(TypeError):
 
 
 class Branch(NamedTuple):
-    """A value as it was last written; so it is while `objects` and `forms` are the same."""
+    """A value as it was last written.
+
+    It is written so while its `objects` and their `forms` are the same, and its tensors would get
+    the same numbers. `objects` keeps the tensors alive, so that their ids in `numbers` stay theirs.
+    """
 
     objects: list[Any]
     forms: list[Any]
@@ -114,11 +117,9 @@ class TreeWriter:
         if (
             known is not None
             and is_constant
-            and len(objects) == len(known.objects)
-            and all(map(is_, objects, known.objects))
+            and _are_same(objects, known.objects)
             and _forms(tensors) == known.forms
-            and min(known.numbers.values(), default=first) == first
-            and self._numbers.keys().isdisjoint(known.numbers)
+            and self._would_number(known)
         ):
             self._numbers |= known.numbers
             self._kept += tensors
@@ -134,6 +135,12 @@ class TreeWriter:
                 objects, _forms(tensors), numbers, packed, table, self.parts[first_part:]
             )
         return packed
+
+    def _would_number(self, branch: Branch) -> bool:
+        """Whether its tensors would get the numbers that they had."""
+        first = len(self.table)
+        starts_there = min(branch.numbers.values(), default=first) == first
+        return starts_there and self._numbers.keys().isdisjoint(branch.numbers)
 
     def tree(self, value: Any) -> Any:
         """Raises Unsupported."""
@@ -238,6 +245,14 @@ def _take_stock(value: Any, objects: list[Any], tensors: list[Tensor]) -> bool:
         elif not _take_stock(entry, objects, tensors):
             return False
     return True
+
+
+def _are_same(objects: list[Any], others: list[Any]) -> bool:
+    """Integers are compared by value: those above 256 are new objects each time."""
+    return len(objects) == len(others) and all(
+        one is other or (type(one) is int is type(other) and one == other)
+        for one, other in zip(objects, others, strict=True)
+    )
 
 
 def _forms(tensors: list[Tensor]) -> list[Any]:

@@ -39,8 +39,8 @@ _TwisterMemory = ctypes.c_char * (_TWISTER_BYTES + 4)
 def seeded(seed: int, step: int, shard: int) -> Iterator[None]:
     """Inside, the generators start from SHAKE-256 of "seed,step,shard"; after it, as before it.
 
-    torch takes the first 8 bytes of it, less the highest bit; `random` the next 12, as one number;
-    NumPy the next 2,496, as the words of its Mersenne twister; all little-endian.
+    torch takes the first 8 bytes of it, less the highest bit, and `random` the next 12, each as one
+    number, little-endian; NumPy the next 2,496, as the memory of its Mersenne twister's words.
     """
     drawn = shake_256(f"{seed},{step},{shard}".encode()).digest(20 + _TWISTER_BYTES)
     # torch.manual_seed would seed every accelerator too, and formats a stack to remember it

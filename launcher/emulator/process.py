@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -23,6 +22,8 @@ REGION = "us-east-1"
 ACCOUNT = "000000000000"
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 """All that a function sees of the emulator's own environment; the rest it must be given."""
+STATUS_BYTES = 1 << 16
+"""More than /proc/PID/status has, also of a user in thousands of groups, which it lists."""
 _PROGRAM = Path(__file__).with_name("function_process.py")
 
 
@@ -121,18 +122,19 @@ class PeakMemory:
     """The most that a process ever had resident. Held open, its number cannot become another's."""
 
     def __init__(self, pid: int) -> None:
-        try:
-            self._status = os.open(f"/proc/{pid}/status", os.O_RDONLY)
-        except OSError:  # it is gone, or this is not Linux
-            self._status = -1
+        self._pid = pid
+        self._status: IO[bytes] | None = None
         self._bytes = 0
 
     def read(self) -> int:
         """In bytes; once the process has ended, the last that was read before, or 0."""
-        status = b""
-        if self._status >= 0:
-            with suppress(ProcessLookupError):
-                status = os.pread(self._status, 4096, 0)
+        try:
+            if self._status is None:
+                file = Path(f"/proc/{self._pid}/status")
+                self._status = file.open("rb", buffering=0)
+            status = os.pread(self._status.fileno(), STATUS_BYTES, 0)
+        except OSError:  # it is gone, this is not Linux, or too much is open now
+            return self._bytes
         # ended and not yet waited for, it has a status without memory
         _, found, rest = status.partition(b"VmHWM:")
         if found:
@@ -140,6 +142,7 @@ class PeakMemory:
         return self._bytes
 
     def close(self) -> None:
-        if self._status >= 0:
-            os.close(self._status)
-            self._status = -1
+        """Once the process has ended: what `read` says stays."""
+        if self._status is not None:
+            self._status.close()
+        self._status, self._pid = None, 0  # which no process has

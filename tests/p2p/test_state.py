@@ -363,6 +363,18 @@ def test_what_is_remembered_is_used_for_the_same_alone(other: str) -> None:
     assert_written_alike(first, again)
 
 
+def test_many_parameters_are_remembered() -> None:
+    """Numbers above 256 are other objects each time that they are made."""
+
+    def state() -> dict[str, Any]:
+        return {"state": {number: {"mean": SHARED} for number in range(int("300"))}}
+
+    before = TreeWriter()
+    before.packed("optimizer", state())
+    told = assert_written_alike(state(), before)
+    assert told.branches["optimizer", "state"] is before.branches["optimizer", "state"]
+
+
 def test_a_copy_is_not_remembered() -> None:
     """Its values would be those of the time when it was made."""
     tensor, before = torch.arange(9.0).reshape(3, 3)[:, ::2], TreeWriter()
