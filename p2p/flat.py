@@ -115,7 +115,7 @@ class FlatModel:
     def training_mode(self) -> None:
         """Puts every module into the mode it was handed over in."""
         for module, training in self._modes:
-            if module.training is not training:  # to set it takes a module twenty times as long
+            if module.training is not training:  # which is slow to set
                 module.training = training
 
     @contextmanager

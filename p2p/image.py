@@ -196,8 +196,7 @@ class TreeWriter:
             self._add(tensor)
         return number
 
-    def _add(self, given: Tensor) -> None:
-        tensor = given
+    def _add(self, tensor: Tensor) -> None:
         name = _DTYPE_NAMES.get(tensor.dtype)
         if name is None or tensor.layout != torch.strided or not tensor.is_cpu:
             raise Unsupported(f"a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device}")

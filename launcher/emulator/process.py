@@ -22,7 +22,7 @@ REGION = "us-east-1"
 ACCOUNT = "000000000000"
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 """All that a function sees of the emulator's own environment; the rest it must be given."""
-STATUS_BYTES = 1 << 16
+_STATUS_BYTES = 1 << 16
 """More than /proc/PID/status has, also of a user in thousands of groups, which it lists."""
 _PROGRAM = Path(__file__).with_name("function_process.py")
 
@@ -132,7 +132,7 @@ class PeakMemory:
             if self._status is None:
                 file = Path(f"/proc/{self._pid}/status")
                 self._status = file.open("rb", buffering=0)
-            status = os.pread(self._status.fileno(), STATUS_BYTES, 0)
+            status = os.pread(self._status.fileno(), _STATUS_BYTES, 0)
         except OSError:  # it is gone, this is not Linux, or too much is open now
             return self._bytes
         # ended and not yet waited for, it has a status without memory

@@ -344,7 +344,10 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "kind of list": {"b": {0: {"step": 5000, "mean": SHARED}, 1: (1.0, "a")}},
     "nesting": {"b": {0: {"step": 5000, "mean": SHARED}, 1: [[1.0, "a"]]}},
     "another tensor": {"b": {0: {"step": 5000, "mean": SHARED.clone()}, 1: [1.0, "a"]}},
-    "tensors before it": {"a": [torch.zeros(1)], "b": {0: {"step": 5000, "mean": SHARED}}},
+    "tensors before it": {
+        "a": [torch.zeros(1)],
+        "b": {0: {"step": 5000, "mean": SHARED}, 1: [1.0, "a"]},
+    },
     "seen before it": {"a": [SHARED], "b": {0: {"step": 5000, "mean": SHARED}, 1: [1.0, "a"]}},
     "seen after it": {"b": {0: {"step": 5000, "mean": SHARED}, 1: [1.0, "a"]}, "c": [SHARED]},
     "a set": {"b": {0: {"step": 5000, "mean": SHARED}, 1: {1.0, 2.0}}},
@@ -354,11 +357,12 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("other", OTHER_VALUES)
 def test_what_is_remembered_is_used_for_the_same_alone(other: str) -> None:
-    """Whatever differs, also one that was written before what is remembered."""
-    first = {"b": {0: {"step": 5000, "mean": SHARED}, 1: [1.0, "a"]}}
-    before = TreeWriter()
+    """Whatever differs, also what was written before what is remembered."""
+    first, before, branch = OTHER_VALUES["nothing"], TreeWriter(), ("optimizer", "b")
     before.packed("optimizer", first)
     told = assert_written_alike(OTHER_VALUES[other], before)
+    is_used = told.branches.get(branch) is before.branches[branch]
+    assert is_used == (other in ("nothing", "seen after it"))
     again = assert_written_alike(OTHER_VALUES[other], told)
     assert_written_alike(first, again)
 
