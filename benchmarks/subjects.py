@@ -157,7 +157,9 @@ class Ours:
 class Torchrun:
     """`torchrun --max-restarts` with four workers; a context manager that ends it."""
 
-    def __init__(self, work: Work, folder: Path) -> None:
+    def __init__(
+        self, work: Work, folder: Path, environment: Mapping[str, str] = ENVIRONMENT
+    ) -> None:
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -172,7 +174,7 @@ class Torchrun:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **ENVIRONMENT, "TMPDIR": str(folder)},
+                env={**os.environ, **environment, "TMPDIR": str(folder)},
             )
 
     def __enter__(self) -> Torchrun:

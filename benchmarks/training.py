@@ -6,31 +6,38 @@ Four processes of one thread each train the same model on the same batches' size
 `p2p-launch run` and by `torchrun`, without faults; both write a checkpoint every 50 steps, and
 neither evaluates. They run one after another for `--seconds` each, in `--rounds` rounds; a figure
 is the median of the rounds, and `times` how many samples ours trains on while DDP does one.
+
+`--huge-pages` has torchrun started with the setting of glibc that ours gives its functions.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.goodput import rate
 from benchmarks.report import finish, say, surroundings, table, unwind_when_terminated
-from benchmarks.subjects import Ours, Torchrun, Work
+from benchmarks.subjects import ENVIRONMENT, Ours, Torchrun, Work
 from p2p.job import load_task
+from p2p.transport.allocation import HUGE_PAGES
 
 JOB = Path(__file__).with_name("training_job.py")
 SUBJECTS = ("cnn", "charlm", "digits")
 
 
-def samples_per_s(subject: str, home: Path, number: int, seconds: float) -> dict[str, float]:
+def samples_per_s(
+    subject: str, home: Path, number: int, seconds: float, environment: Mapping[str, str]
+) -> dict[str, float]:
+    """`environment` is torchrun's."""
     work = Work(JOB, {"subject": subject})
     batch = load_task(JOB, {"subject": subject}).batch_size
     with Ours(work, home, f"{subject}-{number}") as ours:
         mayfly = rate(ours, seconds)["steps_per_s"]
-    with Torchrun(work, home / f"torchrun-{subject}-{number}") as theirs:
+    with Torchrun(work, home / f"torchrun-{subject}-{number}", environment) as theirs:
         ddp = rate(theirs, seconds)["steps_per_s"]
     return {"mayfly": batch * mayfly, "ddp": batch * ddp}
 
@@ -41,13 +48,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--subjects", nargs="*", default=[*SUBJECTS], choices=SUBJECTS)
+    parser.add_argument("--huge-pages", action="store_true", help="for torchrun as well")
     options = parser.parse_args()
+    environment = {**ENVIRONMENT, **HUGE_PAGES} if options.huge_pages else ENVIRONMENT
     unwind_when_terminated()
-    found: dict[str, Any] = {"benchmark": "training", **surroundings()}
+    found: dict[str, Any] = {
+        "benchmark": "training",
+        **surroundings(),
+        "torchrun_environment": environment,
+    }
     with tempfile.TemporaryDirectory() as folder:
         for subject in options.subjects:
             rounds = [
-                samples_per_s(subject, Path(folder), number, options.seconds)
+                samples_per_s(subject, Path(folder), number, options.seconds, environment)
                 for number in range(options.rounds)
             ]
             row = {

@@ -24,6 +24,7 @@ from launcher.platform import EVALUATION_SUFFIX, WORKER_SUFFIX
 from launcher.registry_server import RegistryServer
 from launcher.relay_counts import relay_counts
 from launcher.store_server import StoreServer
+from p2p.transport.allocation import HUGE_PAGES
 from p2p.transport.keys import KEYS_VARIABLE, PEER_FILE, RELAY_FILE
 
 START_SECONDS = 20.0
@@ -182,6 +183,7 @@ class Processes:
             "concurrency": 4 * self._plan["shards"],
             "environment": {
                 **reproducible(self._plan["threads"]),
+                **HUGE_PAGES,
                 KEYS_VARIABLE: str(self._folder.keys / PEER_FILE),
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONSAFEPATH": "1",
