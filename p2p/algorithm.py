@@ -249,9 +249,10 @@ class GradientAveraging:
         if on_part is None or self.gradient_length < PART_ELEMENTS:
             return None
         views, end = torch.from_numpy(vector), self.gradient_length
+        scale = torch.tensor(weight, dtype=torch.float32)
         return HandingOut(
             self._gradients,
-            lambda place: self._gradients[place].write_gradient(views, weight),
+            lambda place: self._gradients[place].write_gradient(views, scale),
             lambda start: on_part(vector, start, end),
         )
 
@@ -302,12 +303,12 @@ class GradientAveraging:
         """
         weight = self.plan.weight(shard, step)
         memory = self.state.flat.memory
-        views = torch.from_numpy(vector)
+        views, scale = torch.from_numpy(vector), torch.tensor(weight, dtype=torch.float32)
         gradient_marks, float_marks = self._split_marks(vector)
         for place, part in enumerate(self._gradients):
             if part.entry.tensor.grad is not None:
                 if not written or not written[place]:
-                    part.write_gradient(views, weight)
+                    part.write_gradient(views, scale)
                 gradient_marks[place] = weight
         before = len(memory) - len(buffers)
         for place, part in enumerate(self._floats):
@@ -365,7 +366,8 @@ class _Part:
     def parameter(self) -> Tensor:
         return self.entry.tensor
 
-    def write_gradient(self, vector: Tensor, weight: float) -> None:
+    def write_gradient(self, vector: Tensor, weight: Tensor) -> None:
+        """`weight` is a float32 scalar: from a Python number torch would make one each time."""
         gradient = self.entry.tensor.grad
         assert gradient is not None
         if gradient.layout != torch.strided:
