@@ -1,4 +1,4 @@
-"""How the process keeps the memory of large messages.
+"""How a process comes by the memory of large messages and tensors.
 
 By itself glibc maps each block from 128 KiB on anew and gives it back when it is freed, so every
 segment would be written to fresh pages, which the kernel has to clear first: for 1 MiB that takes
