@@ -39,7 +39,7 @@ from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
 from p2p.transport.keys import PeerKeys
 from p2p.transport.link import ControlAndBulk, relay_bulk, relayed
-from p2p.transport.shared import Pool
+from p2p.transport.shared import Gone, Pool
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed, WireFormat
 
@@ -348,6 +348,8 @@ class _Peer:
             now = time.monotonic()
             try:
                 received = self._received(now)
+            except Gone:
+                continue  # it is counted, and asked for again
             except Malformed as error:
                 self._on_malformed(error)
                 continue

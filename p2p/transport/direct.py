@@ -2,9 +2,8 @@
 
 A peer listens at endpoints of its own. To whoever sends it much through a relay it says so there,
 with a number made for that peer (`Hello`). That peer knocks at one of the endpoints with the number
-and is welcomed; from then on what it has to send goes there. Between processes of one host a
-segment is only named, and read where it lies (`shared.py`). Over TCP the welcome invites to a
-connection that is for what is large alone (`stream.py`).
+and is welcomed; the welcome invites to a connection (`stream.py`), and what is to be sent goes
+there. Between processes of one host a segment is only named, and read where it lies (`shared.py`).
 
 Whatever a link does not take is for the relay, and so is what was asked for again: then the link is
 knocked at once more, and given up if no welcome comes. Nothing of all this is needed for a step to
@@ -31,7 +30,7 @@ from p2p.traffic import Traffic
 from p2p.transport.entrance import Entrance
 from p2p.transport.hosts import host_of, is_within_host
 from p2p.transport.keys import Gate, PeerKeys, dial
-from p2p.transport.link import BULK_LIMIT_MESSAGES, offer, received_frames
+from p2p.transport.link import BULK_LIMIT_MESSAGES, received_frames
 from p2p.transport.placing import Place, begun, nowhere
 from p2p.transport.relay import (
     HANDSHAKE_MS,
@@ -41,7 +40,7 @@ from p2p.transport.relay import (
 )
 from p2p.transport.sealing import Invitation
 from p2p.transport.shared import Gone, Pool, Reference
-from p2p.transport.stream import LARGEST_BYTES, Broken, Connection, Target
+from p2p.transport.stream import LARGEST_BYTES, Address, Broken, Connection, Target
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Frame, Malformed, WireFormat
 
@@ -53,9 +52,13 @@ MISTRUST_S, MISTRUST_LIMIT_S = 1.0, 60.0
 """So long a link that failed is not tried again; twice as long each time."""
 NAMED_FROM_BYTES = 32 << 10
 """Smaller payloads are sooner copied through a socket than mapped and read."""
-KNOCK, WELCOME, WHOLE, NAMED = b"K", b"W", b"M", b"R"
-"""The first byte: both ways of the handshake; a message with its payload, or with where it is."""
+KNOCK, WELCOME = b"K", b"W"
+"""The first byte of both ways of the handshake,"""
+NAMED = b"R"
+"""and of a header that a reference comes before, in place of a payload."""
 IPC = "ipc://"
+UNIX_SUFFIX = ".links"
+"""Of the name of the Unix socket for connections, beside the one that is knocked at."""
 
 
 @dataclass(slots=True)
@@ -66,7 +69,7 @@ class _Outgoing:
     """What goes there is authenticated, or never leaves the host."""
     number: int
     stream: Connection[Message] | None = None
-    """Over TCP, what is sent goes there, once it is open."""
+    """What is sent goes there, once it is open."""
     up: bool = False
     knocked: bool = False
     """The last knock went out, for the connection was there."""
@@ -116,7 +119,6 @@ class DirectLinks:
         self._pool = pool
         self._said: dict[Peer, tuple[int, float]] = {}
         """Whom a hello was said to: its number, and when."""
-        self._welcome: set[Peer] = set()
         self._outgoing: dict[Peer, _Outgoing] = {}
         self._waiting: set[Peer] = set()
         """Knocked at and not yet answered."""
@@ -142,12 +144,14 @@ class DirectLinks:
                 self.endpoints.append(self._router.getsockopt_string(zmq.LAST_ENDPOINT))
         self._entrance: Entrance[Message] | None = None
         self._turn = 0
-        if self.endpoints and not self._is_local:
-            addresses = [*dict.fromkeys((host_of(each), 0) for each in self.endpoints)]
+        if self.endpoints:
+            addresses: list[Address] = [*dict.fromkeys(map(_entrance_of, self.endpoints))]
+            seals = keys is not None and not self._is_local
             try:
-                self._entrance = Entrance(addresses, watch, keys is not None, self._begun)
+                self._entrance = Entrance(addresses, watch, seals, self._begun, ahead=True)
             except OSError as error:
                 print(f"{me}: no direct links, {addresses}: {error}", file=sys.stderr)
+                self.endpoints.clear()
         watch.register(self._router, zmq.POLLIN)
 
     # --- making links -----------------------------------------------------------------------
@@ -183,7 +187,6 @@ class DirectLinks:
         """Lets go of all others."""
         for peer in [peer for peer in self._outgoing if peer not in peers]:
             self._close(peer)
-        self._welcome.intersection_update(peers)
         if self._entrance is not None:
             self._entrance.keep([peer.encode() for peer in peers])
         self._said = {peer: said for peer, said in self._said.items() if peer in peers}
@@ -218,28 +221,25 @@ class DirectLinks:
         A payload is not copied and must not be changed after.
         """
         link = self._outgoing.get(peer)
-        if link is None or not link.up:
+        if link is None or not link.up or link.stream is None:
+            return False
+        if link.stream.waiting >= BULK_LIMIT_MESSAGES:
             return False
         payload = memoryview(getattr(message, "payload", b""))
-        tag, local = WHOLE, link.endpoint.startswith(IPC)
         header, *rest = self._wire.encode(message, hashed=not link.is_guarded)
-        if local and payload.nbytes >= NAMED_FROM_BYTES:
+        reference = None
+        if payload.nbytes >= NAMED_FROM_BYTES and link.endpoint.startswith(IPC):
             reference = self._pool.reference(payload)
-            if reference is not None:
-                tag, rest = NAMED, [reference.to_bytes()]
+        if reference is not None:
+            header, rest = NAMED + reference.to_bytes() + header, []
+        elif payload.nbytes > LARGEST_BYTES:
+            return False
         try:
-            if link.stream is None:
-                taken = offer(link.dealer, [tag + header, *rest])
-            elif payload.nbytes > LARGEST_BYTES:
-                return False
-            elif taken := link.stream.waiting < BULK_LIMIT_MESSAGES:
-                link.stream.send([header, *rest])
+            link.stream.send([header, *rest])
         except Broken:
             link.put_down()
             return False
-        if not taken:
-            return False
-        if tag == NAMED:
+        if reference is not None:
             self.traffic.named += 1
             self.traffic.named_bytes += payload.nbytes
         else:
@@ -248,34 +248,26 @@ class DirectLinks:
         return True
 
     def receive(self) -> tuple[Peer, Message] | None:
-        """A message that came, or None; never waits. Raises Malformed, as `WireFormat.decode`."""
-        self._flush()
-        streams = [*self._entrance.connections.values()] if self._entrance is not None else []
-        for _ in range(1 + len(streams)):
-            # from the one after the last, so that nobody starves the others
-            self._turn = (self._turn + 1) % (1 + len(streams))
-            if self._turn == len(streams):
-                received = self._routed()
-                if received is not None:
-                    return received
-            elif self._entrance is not None:
-                stream = streams[self._turn]
-                message = self._entrance.receive(stream)
-                if message is not None:
-                    return stream.name.decode("ascii", "replace"), message
-        # what follows is seldom, and has to be looked for once in a while only
-        self._hear_welcomes()
-        if self._entrance is not None:
-            self._entrance.accept()
-        return None
+        """A message that came, or None; never waits.
 
-    def _routed(self) -> tuple[Peer, Message] | None:
-        while (received := received_frames(self._router, self._watch)) is not None:
-            source, *frames = received
-            peer = bytes(source).decode("ascii", "replace")
-            message = self._opened(peer, frames)
+        Raises Malformed, as `WireFormat.decode`, and Gone for one whose bytes are not there any
+        more; others may follow. Has to be called until it returns None, or again without waiting.
+        """
+        self._flush()
+        if self._entrance is None:
+            return None
+        streams = [*self._entrance.connections.values()]
+        for _ in streams:
+            # from the one after the last, so that nobody starves the others
+            self._turn = (self._turn + 1) % len(streams)
+            stream = streams[self._turn]
+            message = self._entrance.receive(stream)
             if message is not None:
-                return peer, message
+                return stream.name.decode("ascii", "replace"), message
+        # what follows is seldom, and has to be looked for once in a while only
+        self._hear_knocks()
+        self._hear_welcomes()
+        self._entrance.accept()
         return None
 
     def close(self) -> None:
@@ -291,42 +283,33 @@ class DirectLinks:
             if endpoint.startswith(IPC):
                 Path(endpoint.removeprefix(IPC)).unlink(missing_ok=True)
 
-    def _opened(self, peer: Peer, frames: list[Frame]) -> Message | None:
-        if not frames or not len(frames[0]):
-            return None
-        tag, header = bytes(frames[0][:1]), frames[0][1:]
-        if tag == KNOCK:
+    def _hear_knocks(self) -> None:
+        assert self._entrance is not None
+        while (received := received_frames(self._router, self._watch)) is not None:
+            source, *frames = received
+            peer = bytes(source).decode("ascii", "replace")
             said = self._said.get(peer)
-            if said is not None and bytes(header) == _packed(said[0]):
-                self._welcome.add(peer)
-                invitation = (
-                    b""
-                    if self._entrance is None
-                    else self._entrance.invite(peer.encode()).to_bytes()
-                )
-                self._answer(peer, WELCOME + header + invitation)
+            if said is not None and frames == [KNOCK + _packed(said[0])]:
+                invitation = self._entrance.invite(peer.encode()).to_bytes()
+                self._answer(peer, WELCOME + _packed(said[0]) + invitation)
             else:
                 self.traffic.refused += 1
-            return None
-        if peer not in self._welcome:
-            self.traffic.refused += 1
-            return None
-        if tag == WHOLE:
-            return self._wire.decode([header, *frames[1:]], is_guarded=self._is_guarded)
-        if tag == NAMED and len(frames) == 2:
-            try:
-                reference = Reference.from_bytes(frames[1])
-            except ValueError as error:
-                raise Malformed(f"no reference: {error}") from None
-            try:
-                return self._read(header, reference)
-            except Gone:
-                self.traffic.gone += 1
-                return None
-        raise Malformed(f"a direct message that begins with {tag!r}")
 
     def _begun(self, header: bytes, size: int | None) -> tuple[Message, Target]:
-        return begun(self._wire, header, size, self._is_guarded, self._place)
+        if not self._is_local or not header.startswith(NAMED):
+            return begun(self._wire, header, size, self._is_guarded, self._place)
+        if size is not None:
+            raise Malformed("a reference, and a payload as well")
+        end = len(NAMED) + Reference.BYTES
+        try:
+            reference = Reference.from_bytes(header[len(NAMED) : end])
+        except ValueError as error:
+            raise Malformed(f"no reference: {error}") from None
+        try:
+            return self._read(header[end:], reference), memoryview(b"")
+        except Gone:
+            self.traffic.gone += 1
+            raise
 
     def _read(self, header: Frame, reference: Reference) -> Message:
         """A message with what it names: a segment's bytes where they are, others' copied."""
@@ -356,14 +339,12 @@ class DirectLinks:
                 self._wait_no_more(peer, link)
 
     def _follow(self, link: _Outgoing, invitation: bytes) -> None:
-        """A welcome came; to a Unix socket it is all that there is to come."""
+        """A welcome came, and with it an invitation."""
         link.welcomed = True
-        if link.endpoint.startswith(IPC):
-            link.up = True
-        elif link.stream is None:
+        if link.stream is None:
             with suppress(OSError, ValueError):
                 invited = Invitation.from_bytes(invitation)
-                address = str(ip_address(host_of(link.endpoint))), invited.port
+                address = _entrance_of(link.endpoint, invited.port)
                 link.stream = Connection.dialled(
                     address, invited, self._watch, self._begun, hears=False
                 )
@@ -425,6 +406,13 @@ class DirectLinks:
 def _reachable(endpoint: str) -> bool:
     """A Unix socket is only there on this very host."""
     return not endpoint.startswith(IPC) or Path(endpoint.removeprefix(IPC)).exists()
+
+
+def _entrance_of(endpoint: str, port: int = 0) -> Address:
+    """Where connections are taken by whoever is knocked at there. Raises ValueError."""
+    if endpoint.startswith(IPC):
+        return Path(endpoint.removeprefix(IPC) + UNIX_SUFFIX)
+    return str(ip_address(host_of(endpoint))), port
 
 
 def _packed(number: int) -> bytes:

@@ -29,11 +29,17 @@ M = TypeVar("M")
 class Entrance(Generic[M]):
     """Where connections come in, at `addresses`; those with a port have the same one.
 
-    A port of 0 is any that is free. Raises OSError when it cannot listen there.
+    A port of 0 is any that is free; for `ahead` see `Connection`. Raises OSError when it cannot
+    listen there.
     """
 
     def __init__(
-        self, addresses: Sequence[Address], watch: Watch, seals: bool, begin: Begin[M]
+        self,
+        addresses: Sequence[Address],
+        watch: Watch,
+        seals: bool,
+        begin: Begin[M],
+        ahead: bool = False,
     ) -> None:
         self.begin = begin
         self.connections: dict[int, Connection[M]] = {}
@@ -43,6 +49,7 @@ class Entrance(Generic[M]):
         self._refused = 0
         self._watch = watch
         self._seals = seals
+        self._ahead = ahead
         self._tickets: dict[bytes, tuple[bytes, bytes]] = {}
         """Whose they are, and the key."""
         self._files: list[tuple[Path, int]] = []
@@ -88,7 +95,9 @@ class Entrance(Generic[M]):
             try:
                 while True:
                     taken, _ = listener.accept()
-                    made = Connection.accepted(taken, self._watch, self.begin, self._admit)
+                    made = Connection.accepted(
+                        taken, self._watch, self.begin, self._admit, self._ahead
+                    )
                     self.connections[made.fileno()] = made
                     strangers = [each for each in self.connections.values() if not each.name]
                     if len(strangers) > STRANGERS_LIMIT:

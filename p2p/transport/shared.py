@@ -26,10 +26,12 @@ from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+
+from p2p.transport.wire import Malformed
 
 Vector = npt.NDArray[np.float32]
 
@@ -49,7 +51,7 @@ MAPPED_STEPS = 4
 before."""
 
 
-class Gone(Exception):
+class Gone(Malformed):
     """The block is not there any more, or holds another vector."""
 
 
@@ -63,6 +65,8 @@ class Reference:
     generation: int
     start: int
     length: int
+
+    BYTES: ClassVar[int] = _REFERENCE.size
 
     def to_bytes(self) -> bytes:
         return _REFERENCE.pack(

@@ -45,6 +45,8 @@ RECORD_BYTES = 256 << 10
 """What is sealed or opened at once; both copies of it fit into a core's cache."""
 PIECE_BYTES = 512 << 10
 """What is taken at once of a payload that is taken while it comes: half of a core's cache."""
+AHEAD_BYTES = 8 << 10
+"""What is smaller is received with what follows it, in one call."""
 HEADER_LIMIT_BYTES = 64 << 10
 LARGEST_BYTES = 32 << 20
 """Of a payload; what is larger is for ZeroMQ."""
@@ -80,7 +82,11 @@ Admit = Callable[["Connection[M]", bytes], tuple[bytes, bytes]]
 class Connection(Generic[M]):
     """Either end of one. Whatever raises Broken has to be followed by `close`."""
 
-    def __init__(self, connected: socket.socket, watch: Watch, begin: Begin[M]) -> None:
+    def __init__(
+        self, connected: socket.socket, watch: Watch, begin: Begin[M], ahead: bool = False
+    ) -> None:
+        """`ahead`: what is small may be received before it is asked for, so `receive` has to be
+        called until it returns None, or again without waiting."""
         self.name = b""
         """Of whoever showed a ticket here."""
         self.since: float | None = None
@@ -92,6 +98,9 @@ class Connection(Generic[M]):
         self._watch = watch
         self._begin = begin
         self._events = 0
+        self._ahead = memoryview(bytearray(AHEAD_BYTES if ahead else 0))
+        self._came = memoryview(b"")
+        """Of that, what nobody has asked for yet."""
         self._sealed_out = self._sealed_in = memoryview(b"")
         self._piece = memoryview(b"")
         """For what was opened of a record, and for what is taken while it comes."""
@@ -133,14 +142,14 @@ class Connection(Generic[M]):
 
     @classmethod
     def accepted(
-        cls, taken: socket.socket, watch: Watch, begin: Begin[M], admit: Admit[M]
+        cls, taken: socket.socket, watch: Watch, begin: Begin[M], admit: Admit[M], ahead: bool
     ) -> Connection[M]:
         """By an entrance."""
         configure(taken)
         if taken.family != socket.AF_UNIX:
             with suppress(OSError):  # it ended already
                 _fit(taken, taken.getpeername()[0])
-        made = cls(taken, watch, begin)
+        made = cls(taken, watch, begin, ahead)
         made._received = made._after_ticket(admit)
         made._want(_READ)
         return made
@@ -185,7 +194,7 @@ class Connection(Generic[M]):
 
         Raises Malformed for one that is none; others may follow it.
         """
-        if not self._watch.is_readable(self.fileno()):
+        if not self._came and not self._watch.is_readable(self.fileno()):
             return None
         received = next(self._received)
         if isinstance(received, Malformed):
@@ -315,8 +324,17 @@ class Connection(Generic[M]):
 
     def _fill(self, part: memoryview) -> Iterator[None]:
         while len(part):
+            if self._came:
+                came, self._came = self._came[: len(part)], self._came[len(part) :]
+                part[: len(came)] = came
+                part = part[len(came) :]
+                continue
+            is_ahead = len(part) < len(self._ahead)
+            if is_ahead and not self._watch.is_readable(self.fileno()):
+                yield None
+                continue
             try:
-                size = self._socket.recv_into(part)
+                size = self._socket.recv_into(self._ahead if is_ahead else part)
             except BlockingIOError:
                 self._watch.found_empty(self.fileno())
                 yield None
@@ -325,7 +343,12 @@ class Connection(Generic[M]):
                 raise Broken(str(error)) from None
             if not size:
                 raise Broken("the other end has closed it")
-            part = part[size:]
+            if is_ahead:
+                self._came = self._ahead[:size]
+                if size < len(self._ahead):  # there is no more: not to be found out by another call
+                    self._watch.found_empty(self.fileno())
+            else:
+                part = part[size:]
 
 
 def _drop(start: int, piece: memoryview) -> None:
