@@ -16,7 +16,7 @@ SMOOTHING = 0.1
 class PhiAccrual:
     """Suspicion of one peer. Times are seconds; `deviation_floor_s` forgives ordinary jitter."""
 
-    __slots__ = ("_deviation_floor_s", "_last", "_mean_s", "_variance", "threshold")
+    __slots__ = ("_deviation_floor_s", "_is_off_beat", "_last", "_mean_s", "_variance", "threshold")
 
     def __init__(
         self, beat_s: float, now: float, threshold: float = 8.0, deviation_floor_s: float = 0.05
@@ -26,10 +26,19 @@ class PhiAccrual:
         self._variance = (beat_s / 2) ** 2
         self._deviation_floor_s = deviation_floor_s
         self._last = now
+        self._is_off_beat = False
+        """What was heard last was no beat."""
+
+    def heard_else(self, now: float) -> None:
+        """Something that is no beat: a sign of life, after which the next beat may be left out."""
+        self._last = now
+        self._is_off_beat = True
 
     def heard(self, now: float) -> None:
-        interval = now - self._last
-        self._last = now
+        interval, is_off_beat = now - self._last, self._is_off_beat
+        self._last, self._is_off_beat = now, False
+        if is_off_beat:
+            return
         # A gap that was forgiven or ended a silence says nothing about the ordinary rhythm.
         delta = min(interval, 4 * self._mean_s) - self._mean_s
         self._mean_s += SMOOTHING * delta

@@ -104,7 +104,11 @@ class Membership:
         self._contact_life = life
 
     def on_beat(self, peer: Peer, view_number: int, now: float) -> None:
-        self.suspicion.on_beat(peer, now)
+        self.suspicion.on_sign(peer, True, now)
+        self.on_view_number(peer, view_number, now)
+
+    def on_segment(self, peer: Peer, view_number: int, now: float) -> None:
+        self.suspicion.on_sign(peer, False, now)
         self.on_view_number(peer, view_number, now)
 
     def on_view_number(self, peer: Peer, number: int, now: float) -> None:

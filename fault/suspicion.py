@@ -37,7 +37,8 @@ class Suspicion:
         for peer in [p for p in self._accusing if p not in members]:
             del self._accusing[peer]
 
-    def on_beat(self, peer: Peer, now: float) -> None:
+    def on_sign(self, peer: Peer, is_beat: bool, now: float) -> None:
+        """It lives: here is a beat of it, or something that it may have left a beat out for."""
         detector = self._detectors.get(peer)
         if detector is None:
             return
@@ -46,7 +47,10 @@ class Suspicion:
             self._cut_off = False
             for each in self._detectors.values():
                 each.forgive(now, now)  # the others will be heard, one after another
-        detector.heard(now)
+        if is_beat:
+            detector.heard(now)
+        else:
+            detector.heard_else(now)
         accusation = self._accusing.get(peer)
         if accusation is not None and accusation[0] == "silent":
             del self._accusing[peer]

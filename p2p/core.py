@@ -22,6 +22,8 @@ from p2p.transfer import Transfer
 
 RETRY_SHARE = 8
 """A checkpoint that broke is due again after this part of the interval."""
+BEAT_SHARE = 0.5
+"""A segment that was sent less than this part of a beat ago stands in for the next one."""
 HOST_PATIENCE_S = 1.0
 """A candidate that gets nothing from one member for so long turns to the next."""
 
@@ -160,7 +162,7 @@ class Core:
             case messages.Beat():
                 membership.on_beat(source, message.view, now)
             case messages.Segment():
-                membership.on_view_number(source, message.view, now)
+                membership.on_segment(source, message.view, now)
                 steps.on_segment(source, message, now)
             case messages.Total():
                 if membership.role == "candidate":
@@ -228,7 +230,7 @@ class Core:
         if self._failure is not None:
             self.fail(self._failure, now)
         if self.membership.role == "member":
-            self._beat()
+            self._beat(now)
             self.steps.tick(now)
             self._catch_up(now)
             self.hand_over.look(now)
@@ -237,12 +239,15 @@ class Core:
             self._candidate_beat_at = now
             self._call_on_members(now)
 
-    def _beat(self) -> None:
+    def _beat(self, now: float) -> None:
+        """To each watcher, but to whom a segment went a moment ago, which says as much."""
         view, steps = self.membership.view, self.steps
         assert view is not None
+        moment_s = BEAT_SHARE * self.timing.beat_s
         beat = messages.Beat(view.number, steps.step, steps.digest, steps.progress, steps.computing)
         for peer in watchers_of(self.me, view.members):
-            self._send(peer, beat)
+            if now - steps.sent_at.get(peer, -float("inf")) >= moment_s:
+                self._send(peer, beat)
 
     def _call_on_members(self, now: float) -> None:
         """A candidate says that it is there, takes a state from one member, and follows it."""

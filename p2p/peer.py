@@ -341,10 +341,13 @@ class _Peer:
     def _take_in(self, core: Core, watch: Watch) -> None:
         if watch.is_readable(self._wake_reader):
             os.read(self._wake_reader, 4096)
+            watch.found_empty(self._wake_reader)
         while self._inbox:
             self._inbox.popleft()(core, time.monotonic())
             self._carry_out(core)
         for _ in range(BATCH_MESSAGES):
+            if watch.is_exhausted and not self._direct.has_come:
+                return  # to look through all the ways would find nothing
             now = time.monotonic()
             try:
                 received = self._received(now)

@@ -104,6 +104,8 @@ class Steps:
         self.waited_s = 0.0
         """From the own last contribution to the mean, over all steps."""
         self._began_at = self._contributed_at = 0.0
+        self.sent_at: dict[Peer, float] = {}
+        """When a segment last went to a member of the view without having been asked for."""
         self._sent: set[tuple[int, int, int, Peer]] = set()
         self._early: dict[tuple[int, int, int, int], Segment] = {}
         """Segments that came before their step began here, or the view in which this peer plays
@@ -122,7 +124,7 @@ class Steps:
         if self.ahead[1] not in view.members:
             self.ahead = (-1, "")
         self.shards = view.shards_of(self.me)
-        for timers in (self._unanswered, self._busy):
+        for timers in (self._unanswered, self._busy, self.sent_at):
             for peer in [p for p in timers if p not in view.members]:
                 del timers[peer]
         if before is None or self.executor is None:
@@ -201,7 +203,8 @@ class Steps:
                 key = (-1, outgoing.unit, -1, player)
             if player != self.me and key not in self._sent:
                 self._sent.add(key)
-                self._send_segment(outgoing.round, outgoing.unit, outgoing.destination, player)
+                if self._send_segment(outgoing.round, outgoing.unit, outgoing.destination, player):
+                    self.sent_at[player] = now
         executor.out.clear()
         if executor.complete:
             if self.applying:

@@ -247,6 +247,12 @@ class DirectLinks:
             self.traffic.direct_bytes += payload.nbytes
         return True
 
+    @property
+    def has_come(self) -> bool:
+        """Whether something was received already that `receive` has not returned yet."""
+        connections = self._entrance.connections.values() if self._entrance is not None else ()
+        return any(each.has_come for each in connections)
+
     def receive(self) -> tuple[Peer, Message] | None:
         """A message that came, or None; never waits.
 

@@ -189,6 +189,11 @@ class Connection(Generic[M]):
         except OSError as error:
             raise Broken(str(error)) from None
 
+    @property
+    def has_come(self) -> bool:
+        """Something that follows the last message is here already."""
+        return len(self._came) > 0
+
     def receive(self) -> M | None:
         """A message that came whole, or None: then nothing more is there until the next look.
 

@@ -24,6 +24,11 @@ class Watch(zmq.Poller):
         self._found = dict(found)
         return found
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Nothing is left of what was found."""
+        return not self._found
+
     def is_readable(self, socket: zmq.Socket[bytes] | int) -> bool:
         """Whether there was something, and nobody has come to its end since."""
         return bool(self._found.get(socket, 0) & _READ)
