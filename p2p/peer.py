@@ -371,6 +371,8 @@ class _Peer:
 
     def _received(self, now: float) -> tuple[Peer, Message] | None:
         """A message for the core, by whichever way it came, or None. Raises Malformed."""
+        if self._direct.has_all:
+            return self._direct.receive()
         while (came := relayed(self._link, self._wire)) is not None:
             source, message = came
             if isinstance(message, Hello):

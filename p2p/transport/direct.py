@@ -253,13 +253,20 @@ class DirectLinks:
         connections = self._entrance.connections.values() if self._entrance is not None else ()
         return any(each.has_come for each in connections)
 
+    @property
+    def has_all(self) -> bool:
+        """Whether all that the last look found, and is left of it, is for `receive`."""
+        return self._entrance is not None and self._watch.is_nothing_but(self._entrance.connections)
+
     def receive(self) -> tuple[Peer, Message] | None:
         """A message that came, or None; never waits.
 
         Raises Malformed, as `WireFormat.decode`, and Gone for one whose bytes are not there any
         more; others may follow. Has to be called until it returns None, or again without waiting.
         """
-        self._flush()
+        has_all = self.has_all
+        if not has_all:
+            self._flush()
         if self._entrance is None:
             return None
         streams = [*self._entrance.connections.values()]
@@ -271,9 +278,10 @@ class DirectLinks:
             if message is not None:
                 return stream.name.decode("ascii", "replace"), message
         # what follows is seldom, and has to be looked for once in a while only
-        self._hear_knocks()
-        self._hear_welcomes()
-        self._entrance.accept()
+        if not has_all:
+            self._hear_knocks()
+            self._hear_welcomes()
+            self._entrance.accept()
         return None
 
     def close(self) -> None:
@@ -328,6 +336,7 @@ class DirectLinks:
         return message
 
     def _answer(self, peer: Peer, frame: bytes) -> None:
+        self._watch.used(self._router)
         try:
             self._router.send_multipart([peer.encode(), frame], zmq.NOBLOCK)
         except zmq.ZMQError:
@@ -374,6 +383,7 @@ class DirectLinks:
         self._send_knock(link, now)
 
     def _send_knock(self, link: _Outgoing, now: float) -> None:
+        self._watch.used(link.dealer)
         try:
             link.dealer.send(KNOCK + _packed(link.number), zmq.NOBLOCK)
             link.knocked, link.knocked_at = True, now

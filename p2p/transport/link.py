@@ -100,7 +100,10 @@ class Link:
         """
         for _ in self._sockets:
             self._last_sent = (self._last_sent + 1) % len(self._sockets)
-            if offer(self._sockets[self._last_sent], [destination, *frames]):
+            dealer = self._sockets[self._last_sent]
+            if self._watch is not None:
+                self._watch.used(dealer)
+            if offer(dealer, [destination, *frames]):
                 self.traffic.sent += 1
                 return True
         self.traffic.dropped += 1

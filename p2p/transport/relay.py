@@ -179,7 +179,7 @@ class Relay:
                 handler = handlers.get(ready)
                 if handler is not None:
                     handler()
-                elif self._exchange is not None:
+                elif isinstance(ready, int) and self._exchange is not None:
                     self._exchange.serve(ready)
             if self._exchange is not None and time.monotonic() - ticked_at > TICK_MS / 1000:
                 ticked_at = time.monotonic()
@@ -266,6 +266,7 @@ class Relay:
         self._forward([zmq.Frame(frame) for frame in (source, destination, header, payload)])
 
     def _send(self, frames: list[zmq.Frame]) -> bool:
+        self._watch.used(self._router)
         try:
             self._router.send_multipart(frames, zmq.NOBLOCK, copy=False)
             return True

@@ -73,6 +73,7 @@ class RelayedStreams:
             if connection is None:
                 if way.address is not None and now - way.asked_at >= ASK_EVERY_S:
                     way.asked_at = now
+                    self._watch.used(way.dealer)
                     with suppress(zmq.Again):
                         way.dealer.send_multipart([RELAY, STREAM], zmq.NOBLOCK)
             elif connection.is_idle or connection.sent_bytes != way.moved[0]:

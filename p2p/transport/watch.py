@@ -1,38 +1,118 @@
-"""What happened at the sockets of one thread."""
+"""What happened at the sockets of one thread.
+
+ZeroMQ's own poller asks each of its sockets twice at every look, which costs more than to receive a
+message. Here the kernel is asked, and a socket of ZeroMQ only if its descriptor is readable or if
+it was just used: ZeroMQ tells of a change there once, and whatever is done with the socket may
+swallow that. Whoever sends with one says so (`used`); all are asked when a look found nothing.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import select
+from collections.abc import Iterable, Mapping
+from typing import Protocol, cast
 
 import zmq
 
 _READ = int(zmq.POLLIN | zmq.POLLERR)
+_TO_KERNEL = {int(zmq.POLLIN): select.POLLIN, int(zmq.POLLOUT): select.POLLOUT}
+Socket = zmq.Socket[bytes] | int
 
 
-class Watch(zmq.Poller):
-    """A poller that remembers what its last look found: to try every socket would cost more.
+class Descriptor(Protocol):
+    """A socket that is not of ZeroMQ."""
 
-    A socket is named by itself, one that is not of ZeroMQ by its descriptor.
+    def fileno(self) -> int: ...
+
+
+class Watch:
+    """Remembers what its last look found: to try every socket would cost more.
+
+    A socket of ZeroMQ is named by itself, another one by its descriptor. Events are `zmq.POLLIN`,
+    `zmq.POLLOUT` and `zmq.POLLERR`.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._found: dict[Any, int] = {}
+        self._found: dict[Socket, int] = {}
+        self._poll = select.poll()
+        self._wanted: dict[zmq.Socket[bytes], int] = {}
+        self._descriptors: dict[int, zmq.Socket[bytes]] = {}
+        self._others: set[int] = set()
+        self._used: set[zmq.Socket[bytes]] = set()
+        """Of ZeroMQ's sockets those that may have something though their descriptors do not say."""
 
-    def poll(self, timeout: int | None = None) -> list[tuple[Any, int]]:
-        found = super().poll(timeout)
-        self._found = dict(found)
-        return found
+    def register(self, socket: zmq.Socket[bytes] | Descriptor | int, events: int) -> None:
+        """What is looked for at the socket from now on; nothing, if it is 0."""
+        if not isinstance(socket, zmq.Socket):
+            descriptor = socket if isinstance(socket, int) else socket.fileno()
+            kernels = sum(each for ours, each in _TO_KERNEL.items() if events & ours)
+            self._set(descriptor, kernels, descriptor in self._others)
+            (self._others.add if events else self._others.discard)(descriptor)
+        elif events:
+            descriptor = cast(int, socket.get(zmq.FD))
+            # also whether it can be sent to is told by its being readable
+            self._set(descriptor, select.POLLIN, socket in self._wanted)
+            self._wanted[socket], self._descriptors[descriptor] = events, socket
+            self._used.add(socket)
+        else:
+            self.unregister(socket)
+
+    def unregister(self, socket: zmq.Socket[bytes]) -> None:
+        if self._wanted.pop(socket, 0):
+            descriptor = next(fd for fd, each in self._descriptors.items() if each is socket)
+            del self._descriptors[descriptor]
+            self._set(descriptor, 0, True)
+            self._used.discard(socket)
+            self._found.pop(socket, None)
+
+    def poll(self, timeout_ms: int | None = None) -> list[tuple[Socket, int]]:
+        """What there is now, waiting for it at most so long; it may be nothing before."""
+        self._found = {}
+        self._ask(self._used)
+        ready = self._poll.poll(0 if self._found else timeout_ms)
+        for descriptor, events in ready:
+            socket = self._descriptors.get(descriptor)
+            if socket is not None:
+                self._ask((socket,))
+                continue
+            found = int(zmq.POLLIN) if events & select.POLLIN else 0
+            found |= int(zmq.POLLOUT) if events & select.POLLOUT else 0
+            found |= int(zmq.POLLERR) if events & ~(select.POLLIN | select.POLLOUT) else 0
+            self._found[descriptor] = found
+        if not ready and not self._found:
+            self._ask(self._wanted)
+        self._used = {each for each in self._found if not isinstance(each, int)}
+        return [*self._found.items()]
+
+    def used(self, socket: zmq.Socket[bytes]) -> None:
+        """It was sent something with."""
+        if socket in self._wanted:
+            self._used.add(socket)
 
     @property
     def is_exhausted(self) -> bool:
         """Nothing is left of what was found."""
         return not self._found
 
-    def is_readable(self, socket: zmq.Socket[bytes] | int) -> bool:
+    def is_nothing_but(self, sockets: Mapping[int, object]) -> bool:
+        """Whether all that was found and is left is at these."""
+        return self._found.keys() <= sockets.keys()
+
+    def is_readable(self, socket: Socket) -> bool:
         """Whether there was something, and nobody has come to its end since."""
         return bool(self._found.get(socket, 0) & _READ)
 
-    def found_empty(self, socket: zmq.Socket[bytes] | int) -> None:
+    def found_empty(self, socket: Socket) -> None:
         """Nothing more is there until the next look."""
         self._found.pop(socket, None)
+
+    def _ask(self, sockets: Iterable[zmq.Socket[bytes]]) -> None:
+        for socket in sockets:
+            if found := cast(int, socket.get(zmq.EVENTS)) & self._wanted[socket]:
+                self._found[socket] = found
+
+    def _set(self, descriptor: int, events: int, is_known: bool) -> None:
+        if events:
+            self._poll.register(descriptor, events)
+        elif is_known:
+            self._poll.unregister(descriptor)
