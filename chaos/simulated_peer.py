@@ -159,7 +159,8 @@ class SimulatedPeer:
         core, now = self.core, self.world.now
         core.steps.progress = self._progress
         core.tick(now)
-        self._contact = core.contact(now)
+        if core.contact_is_due(now):
+            self._contact = core.contact(now)
         if not self._working:
             self._moved_at = now
         self._watch_own_thread()

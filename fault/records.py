@@ -168,6 +168,20 @@ class Snapshot:
     highest_view: int
     """The highest view number this registry has seen, -1 for none."""
 
+    def is_quiet(self, view: View) -> bool:
+        """Whether this is the view, every slot of it is filled by a member with a lease, and
+        nobody else is on the way, accused or suspected."""
+        members = view.members
+        return (
+            self.view is not None
+            and (self.view.number, self.view.id) == (view.number, view.id)
+            and len(members) == self.target_slots
+            and self.leased.issuperset(members)
+            and {grant.claimant for grant in self.grants.values()}.issubset(members)
+            and not (self.accusations or self.suspects)
+            and self.outcome is None
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Contact:

@@ -24,6 +24,8 @@ RETRY_SHARE = 8
 """A checkpoint that broke is due again after this part of the interval."""
 BEAT_SHARE = 0.5
 """A segment that was sent less than this part of a beat ago stands in for the next one."""
+CALM_BEATS = 3
+"""A member whose run goes well makes contact with the registry once in so many beats."""
 HOST_PATIENCE_S = 1.0
 """A candidate that gets nothing from one member for so long turns to the next."""
 
@@ -58,6 +60,8 @@ class Core:
         self.steps = Steps(me, shape, timing, self.out, accuse, on_mean, memory)
         self.transfer = Transfer(self.out)
         self.hand_over = HandOver(self.membership, self.steps, self.leader, timing)
+        self._contacted_at = -float("inf")
+        self._contact_failed = False
         self._candidate_beat_at = -float("inf")
         self._host: Peer = ""
         self._host_heard_at = -float("inf")
@@ -78,11 +82,34 @@ class Core:
 
     def contact(self, now: float) -> Contact:
         """What the next call to the registry says."""
+        self._contacted_at = now
         steps = self.steps
         doing = Doing(steps.step, steps.digest, steps.computing, self.hand_over.out_of_time(now))
         return Contact(self.me, doing, steps.step, self.membership.suspicion.accusations(now))
 
+    def contact_is_due(self, now: float) -> bool:
+        """At each beat, but for a member that has nothing to tell and nothing to find out."""
+        calm = CALM_BEATS if self._is_calm(now) else 1
+        return now - self._contacted_at >= (calm - 0.5) * self.timing.beat_s
+
+    def _is_calm(self, now: float) -> bool:
+        """Steps go on, the run is complete and durable, and nobody comes, goes or suspects."""
+        membership, steps = self.membership, self.steps
+        view, snapshot = membership.view, membership.snapshot
+        if self._contact_failed or steps.stopped or steps.disagreement or self._failure is not None:
+            return False
+        if membership.role != "member" or view is None or snapshot is None:
+            return False
+        if now - steps.moved_at > self.timing.beat_s or self.hand_over.out_of_time(now):
+            return False
+        return (
+            snapshot.is_quiet(view)
+            and not membership.suspicion.accusations(now)
+            and not self._lacks_checkpoint(steps.step)
+        )
+
     def on_snapshot(self, snapshot: Snapshot, now: float) -> None:
+        self._contact_failed = False
         membership = self.membership
         membership.stalled = self.steps.stalled(now)
         membership.disagreement = self.steps.disagreement
@@ -93,6 +120,7 @@ class Core:
         self.hand_over.look(now)
 
     def on_contact_failed(self, now: float) -> None:
+        self._contact_failed = True
         self.membership.on_contact_failed(now)
         self.hand_over.on_answer()
 
@@ -330,13 +358,18 @@ class Core:
 
     def _checkpoint_is_due(self, step: int, now: float) -> bool:
         """At every interval; more often while the last one is not durable, or all may be lost."""
-        every, snapshot = self.checkpoint_every, self.membership.snapshot
+        every = self.checkpoint_every
         if step % every == 0:
             return True
         if self.hand_over.out_of_time(now) and not self.hand_over.someone_stays():
             return True
+        return step % max(1, every // RETRY_SHARE) == 0 and self._lacks_checkpoint(step)
+
+    def _lacks_checkpoint(self, step: int) -> bool:
+        """Whether that of the newest interval is not known to be durable."""
+        snapshot = self.membership.snapshot
         durable = max(snapshot.checkpoint if snapshot is not None else -1, self._durable)
-        return step % max(1, every // RETRY_SHARE) == 0 and durable < step - step % every
+        return durable < step - step % self.checkpoint_every
 
     def _finish(self, now: float) -> None:
         """At the last step: pieces until they are whole, then the outcome until it is read back."""

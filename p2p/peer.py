@@ -305,7 +305,8 @@ class _Peer:
                 self._link.tick(now)
                 self._direct.tick(now)
                 self._registrar.tell_steps(self._is_teller(core))
-                self._registrar.contact(core.contact(now))
+                if core.contact_is_due(now):
+                    self._registrar.contact(core.contact(now))
                 if now - told_at > TRAFFIC_EVERY_S:
                     told_at = now
                     self._tell_traffic(core)
