@@ -68,6 +68,24 @@ def test_a_slower_rhythm_is_learned() -> None:
     assert noticed_after_s(slow, last) < 1.0
 
 
+def test_what_is_no_beat_is_a_sign_of_life_and_no_part_of_the_rhythm() -> None:
+    """A burst of it makes nobody impatient; the beat that may be left out after it is forgiven."""
+    beats, _ = fed([BEAT_S] * 20)
+    detector, now = fed([BEAT_S] * 20)
+    for _ in range(100):
+        now += BEAT_S / 2
+        for _ in range(6):
+            now += 0.001
+            detector.heard_else(now)
+        now += BEAT_S
+        assert not detector.suspicious(now)
+        detector.heard(now)
+    patience = noticed_after_s(beats, 50.0 + 20 * BEAT_S)
+    assert noticed_after_s(detector, now) == pytest.approx(patience, abs=0.002)
+    detector.heard_else(now + 1.0)
+    assert noticed_after_s(detector, now + 1.0) == pytest.approx(patience, abs=0.002)
+
+
 def test_one_long_silence_spoils_nothing() -> None:
     """After a gap of a minute, twenty beats later, a death is noticed about as fast as before."""
     detector, last = fed([BEAT_S] * 50 + [60.0] + [BEAT_S] * 20)
