@@ -96,6 +96,11 @@ class GradientAveraging:
             self._integers.append(_Part(entry, end, -(-entry.size // 2)))
             end = self._integers[-1].end
         self._marks = end
+        gaps = np.ones(self.gradient_length, bool)
+        for part in self._gradients:
+            gaps[part.start : part.end] = False
+        self._gaps = np.flatnonzero(gaps)
+        """Elements between gradients."""
         self.length = end + len(self._gradients) + len(self._floats) + 1
 
     def contribution(
@@ -114,7 +119,7 @@ class GradientAveraging:
         gradient, marks = self.gradient_of(mean)
         self._advance_buffers(mean, state.flat.memory, 0)
         # a copy, since an optimizer may change gradients in place and the mean is kept to be sent
-        gradients = aligned_bytes(4 * self.gradient_length).view(np.float32)
+        gradients = aligned_bytes(4 * self.gradient_length, zeroed=False).view(np.float32)
         gradients[:] = gradient
         views = torch.from_numpy(gradients)
         try:
@@ -219,9 +224,12 @@ class GradientAveraging:
     ) -> Vector:
         """As `contribution`, to a step that need not be the state's own."""
         vector = self.memory.take(self.length)
-        vector.fill(0)
         if self.plan.shard_size(shard, step) == 0:
+            vector.fill(0)
             return vector
+        # but for the gradients, which are all written to
+        vector[self._gaps] = 0
+        vector[self.gradient_length :] = 0
         same_arithmetic()
         flat = self.state.flat
         flat.training_mode()
@@ -310,6 +318,8 @@ class GradientAveraging:
                 if not written or not written[place]:
                     part.write_gradient(views, scale)
                 gradient_marks[place] = weight
+            else:
+                vector[part.start : part.end] = 0
         before = len(memory) - len(buffers)
         for place, part in enumerate(self._floats):
             values = part.in_memory(memory, np.float32)
@@ -372,14 +382,14 @@ class _Part:
         assert gradient is not None
         if gradient.layout != torch.strided:
             gradient = gradient.to_dense()
-        torch.mul(gradient.detach(), weight, out=self.view(vector))
+        if gradient.requires_grad:
+            gradient = gradient.detach()
+        torch.mul(gradient, weight, out=self.view(vector))
 
     def view(self, vector: Tensor) -> Tensor:
         """The elements with the shape and the strides of the tensor."""
         tensor = self.entry.tensor
-        return vector.as_strided(
-            tensor.size(), tensor.stride(), vector.storage_offset() + self.start
-        )
+        return vector.as_strided(tensor.size(), tensor.stride(), self.start)
 
     def in_memory(
         self, memory: npt.NDArray[np.uint8], dtype: type[np.generic], origin: int = 0

@@ -188,9 +188,9 @@ class FlatModel:
                     )
 
 
-def aligned_bytes(size: int) -> npt.NDArray[np.uint8]:
-    """Zeroed memory that starts where torch would have it start."""
-    memory = np.zeros(size + ALIGNMENT_BYTES, dtype=np.uint8)
+def aligned_bytes(size: int, zeroed: bool = True) -> npt.NDArray[np.uint8]:
+    """Memory that starts where torch would have it start."""
+    memory = (np.zeros if zeroed else np.empty)(size + ALIGNMENT_BYTES, dtype=np.uint8)
     start = -memory.ctypes.data % ALIGNMENT_BYTES
     return memory[start : start + size]
 
