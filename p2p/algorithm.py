@@ -84,16 +84,16 @@ class GradientAveraging:
         flat = state.flat
         if not flat.trainable:
             raise InvalidTask("the model has no parameter that requires a gradient")
-        self._gradients = [_Part(e, e.start // 4, e.tensor.numel()) for e in flat.trainable]
+        self._gradients = [_Part.of(e, e.start // 4, e.tensor.numel()) for e in flat.trainable]
         self.gradient_length = end = self._gradients[-1].end
         """Elements of the trainable parameters, with the gaps between them."""
         self._floats = []
         for entry in flat.float_buffers:
-            self._floats.append(_Part(entry, end, entry.tensor.numel()))
+            self._floats.append(_Part.of(entry, end, entry.tensor.numel()))
             end = self._floats[-1].end
         self._integers = []
         for entry in flat.integer_buffers:
-            self._integers.append(_Part(entry, end, -(-entry.size // 2)))
+            self._integers.append(_Part.of(entry, end, -(-entry.size // 2)))
             end = self._integers[-1].end
         self._marks = end
         gaps = np.ones(self.gradient_length, bool)
@@ -367,6 +367,12 @@ class _Part:
     entry: Entry
     start: int
     length: int
+    size: torch.Size
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, entry: Entry, start: int, length: int) -> _Part:
+        return cls(entry, start, length, entry.tensor.size(), entry.tensor.stride())
 
     @property
     def end(self) -> int:
@@ -388,8 +394,7 @@ class _Part:
 
     def view(self, vector: Tensor) -> Tensor:
         """The elements with the shape and the strides of the tensor."""
-        tensor = self.entry.tensor
-        return vector.as_strided(tensor.size(), tensor.stride(), self.start)
+        return vector.as_strided(self.size, self.stride, self.start)
 
     def in_memory(
         self, memory: npt.NDArray[np.uint8], dtype: type[np.generic], origin: int = 0

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
+from operator import is_
 from typing import TypeVar
 
 import numpy as np
@@ -85,6 +86,7 @@ class FlatModel:
             (module, tuple(module._parameters.items()), tuple(module._buffers.items()))
             for module in model.modules()
         ]
+        self._sizes, self._keys, self._values = self._stock()
         if not model.training:
             model.train()
         self._modes = [(module, module.training) for module in model.modules()]
@@ -131,9 +133,10 @@ class FlatModel:
             yield saved
             self._refuse_changes(checksums)
         finally:
-            for module, parameters, buffers in self._registered:
-                _restore(module._parameters, parameters)
-                _restore(module._buffers, buffers)
+            if not self._is_registered_as_before():
+                for module, parameters, buffers in self._registered:
+                    _restore(module._parameters, parameters)
+                    _restore(module._buffers, buffers)
             self.memory[self._buffers_start :] = saved
 
     def take_in_replaced_buffers(self) -> None:
@@ -159,6 +162,22 @@ class FlatModel:
         """The tensor's bytes in the buffer, not a copy."""
         return self.memory[entry.start : entry.start + entry.size]
 
+    def _stock(self) -> tuple[list[int], list[str], list[Tensor | None]]:
+        """Of the modules' registered tensors: how many each has, their keys, and they themselves."""
+        registered = [
+            each
+            for module, _, _ in self._registered
+            for each in (module._parameters, module._buffers)
+        ]
+        values = chain.from_iterable([each.values() for each in registered])
+        return [*map(len, registered)], [*chain.from_iterable(registered)], [*values]
+
+    def _is_registered_as_before(self) -> bool:
+        """All modules together, since one by one takes long; False may be no more than the order."""
+        sizes, keys, values = self._stock()
+        is_as_many = sizes == self._sizes and keys == self._keys
+        return is_as_many and all(map(is_, values, self._values))
+
     def _parameter_checksums(self) -> list[int]:
         return [xxh3_64_intdigest(each) for each in self._parameter_bytes]
 
@@ -170,6 +189,8 @@ class FlatModel:
                     f"the forward pass, the loss or the backward pass changes the parameter "
                     f"{entry.name!r} in place; only the optimizer may"
                 )
+        if self._is_registered_as_before():
+            return
         for module, parameters, buffers in self._registered:
             for kind, now, before in (
                 ("parameter", module._parameters, parameters),

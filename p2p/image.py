@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from math import prod
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -248,7 +249,9 @@ def _take_stock(value: Any, objects: list[Any], tensors: list[Tensor]) -> bool:
 
 def _are_same(objects: list[Any], others: list[Any]) -> bool:
     """Integers are compared by value: those above 256 are new objects each time."""
-    return len(objects) == len(others) and all(
+    if len(objects) != len(others):
+        return False
+    return all(map(is_, objects, others)) or all(
         one is other or (type(one) is int is type(other) and one == other)
         for one, other in zip(objects, others, strict=True)
     )
