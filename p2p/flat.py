@@ -163,7 +163,7 @@ class FlatModel:
         return self.memory[entry.start : entry.start + entry.size]
 
     def _stock(self) -> tuple[list[int], list[str], list[Tensor | None]]:
-        """Of the modules' registered tensors: how many each has, their keys, and they themselves."""
+        """Of the modules' registered tensors how many each has, their keys, and they themselves."""
         registered = [
             each
             for module, _, _ in self._registered
@@ -173,7 +173,7 @@ class FlatModel:
         return [*map(len, registered)], [*chain.from_iterable(registered)], [*values]
 
     def _is_registered_as_before(self) -> bool:
-        """All modules together, since one by one takes long; False may be no more than the order."""
+        """All modules together: one by one takes long. False may be no more than the order."""
         sizes, keys, values = self._stock()
         is_as_many = sizes == self._sizes and keys == self._keys
         return is_as_many and all(map(is_, values, self._values))
