@@ -107,8 +107,10 @@ class Membership:
         self.suspicion.on_sign(peer, True, now)
         self.on_view_number(peer, view_number, now)
 
-    def on_segment(self, peer: Peer, view_number: int, now: float) -> None:
-        self.suspicion.on_sign(peer, False, now)
+    def on_segment(self, peer: Peer, view_number: int, is_sign: bool, now: float) -> None:
+        """`is_sign`: it was sent just now, so the peer lives."""
+        if is_sign:
+            self.suspicion.on_sign(peer, False, now)
         self.on_view_number(peer, view_number, now)
 
     def on_view_number(self, peer: Peer, number: int, now: float) -> None:

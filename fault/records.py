@@ -177,7 +177,10 @@ class Snapshot:
             and (self.view.number, self.view.id) == (view.number, view.id)
             and len(members) == self.target_slots
             and self.leased.issuperset(members)
-            and {grant.claimant for grant in self.grants.values()}.issubset(members)
+            and all(
+                grant.claimant in members or slot >= self.target_slots
+                for slot, grant in self.grants.items()
+            )
             and not (self.accusations or self.suspects)
             and self.outcome is None
         )
@@ -185,7 +188,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """What a peer tells the registry with every beat."""
+    """What a peer tells the registry."""
 
     peer: Peer
     doing: Doing = field(default_factory=Doing)

@@ -12,7 +12,8 @@ from fault.detector import PhiAccrual
 from fault.records import AccusationKind, Peer, Timing
 
 CUT_OFF_BEATS = 2.5
-"""Of several watched peers one is heard in every beat; none for so long, and the link is down."""
+"""Of several watched peers one is heard in every beat or two; none for so long, and the link is
+down."""
 
 
 class Suspicion:

@@ -23,7 +23,9 @@ from p2p.transfer import Transfer
 RETRY_SHARE = 8
 """A checkpoint that broke is due again after this part of the interval."""
 BEAT_SHARE = 0.5
-"""A segment that was sent less than this part of a beat ago stands in for the next one."""
+"""A segment that was sent less than this part of a beat ago may stand in for the next one."""
+SIGN_BEATS = 2.0
+"""Segments are signs of life for so long from the beginning of a step on."""
 CALM_BEATS = 3
 """A member whose run goes well makes contact with the registry once in so many beats."""
 HOST_PATIENCE_S = 1.0
@@ -60,6 +62,8 @@ class Core:
         self.steps = Steps(me, shape, timing, self.out, accuse, on_mean, memory)
         self.transfer = Transfer(self.out)
         self.hand_over = HandOver(self.membership, self.steps, self.leader, timing)
+        self._left_out_at: dict[Peer, int] = {}
+        """The step at which a beat to this member was left out."""
         self._contacted_at = -float("inf")
         self._contact_failed = False
         self._candidate_beat_at = -float("inf")
@@ -190,7 +194,9 @@ class Core:
             case messages.Beat():
                 membership.on_beat(source, message.view, now)
             case messages.Segment():
-                membership.on_segment(source, message.view, now)
+                # later, it may come from a queue, of a peer that is dead by now
+                is_sign = now - steps.began_at <= SIGN_BEATS * self.timing.beat_s
+                membership.on_segment(source, message.view, is_sign, now)
                 steps.on_segment(source, message, now)
             case messages.Total():
                 if membership.role == "candidate":
@@ -268,13 +274,20 @@ class Core:
             self._call_on_members(now)
 
     def _beat(self, now: float) -> None:
-        """To each watcher, but to whom a segment went a moment ago, which says as much."""
+        """To each watcher, but to whom a segment went a moment ago, which says as much.
+
+        It may be lost, or stuck in a queue, which no beat ever is. So the next beat is sent in any
+        case, unless a step was finished since, which takes everyone's segments.
+        """
         view, steps = self.membership.view, self.steps
         assert view is not None
         moment_s = BEAT_SHARE * self.timing.beat_s
         beat = messages.Beat(view.number, steps.step, steps.digest, steps.progress, steps.computing)
         for peer in watchers_of(self.me, view.members):
-            if now - steps.sent_at.get(peer, -float("inf")) >= moment_s:
+            has_gone = now - steps.sent_at.get(peer, -float("inf")) < moment_s
+            if has_gone and steps.step > self._left_out_at.get(peer, -1):
+                self._left_out_at[peer] = steps.step
+            else:
                 self._send(peer, beat)
 
     def _call_on_members(self, now: float) -> None:
@@ -318,6 +331,7 @@ class Core:
 
     def _enter(self, view: View, now: float) -> None:
         self.steps.enter(view, now)
+        self._left_out_at.clear()
         self._pieces_at = -float("inf")
 
     def _stand_at(self, step: int, digest: str, mean: Vector | None, now: float) -> None:

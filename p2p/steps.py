@@ -103,7 +103,7 @@ class Steps:
         """When something last came in that brought this step nearer to its end."""
         self.waited_s = 0.0
         """From the own last contribution to the mean, over all steps."""
-        self._began_at = self._contributed_at = 0.0
+        self.began_at = self._contributed_at = 0.0
         self.sent_at: dict[Peer, float] = {}
         """When a segment last went to a member of the view without having been asked for."""
         self._sent: set[tuple[int, int, int, Peer]] = set()
@@ -165,7 +165,7 @@ class Steps:
         self.executor.play(self.shards)
         self._sent.clear()
         self._busy.clear()
-        self.moved_at = self._began_at = now
+        self.moved_at = self.began_at = now
         early, self._early = self._early, {}
         # two vectors for each node, and as much for what may be adopted
         self._early_room = 4 * self.shape.length * 2 * (len(self.shards) + 1)
@@ -211,7 +211,7 @@ class Steps:
                 return
             if self._memory.holds(self.step):
                 self.applying = True
-                self.waited_s += max(0.0, now - max(self._contributed_at, self._began_at))
+                self.waited_s += max(0.0, now - max(self._contributed_at, self.began_at))
                 self.out.append(Apply(self.step, executor.mean))
                 self._mean_is_whole(self.step, self.digest, executor.mean)
             elif self.computing < 0:  # else its vector, which was added to, would be taken again

@@ -36,7 +36,6 @@ from p2p.transport.relay import (
     HANDSHAKE_MS,
     HEARTBEAT_INTERVAL_MS,
     HEARTBEAT_TIMEOUT_MS,
-    MESSAGE_LIMIT_BYTES,
 )
 from p2p.transport.sealing import Invitation
 from p2p.transport.shared import Gone, Pool, Reference
@@ -52,10 +51,10 @@ MISTRUST_S, MISTRUST_LIMIT_S = 1.0, 60.0
 """So long a link that failed is not tried again; twice as long each time."""
 NAMED_FROM_BYTES = 32 << 10
 """Smaller payloads are sooner copied through a socket than mapped and read."""
-KNOCK, WELCOME = b"K", b"W"
-"""The first byte of both ways of the handshake,"""
-NAMED = b"R"
-"""and of a header that a reference comes before, in place of a payload."""
+KNOCK, WELCOME, NAMED = b"K", b"W", b"R"
+"""The first byte: both ways of the handshake; a header that a reference comes before, in place of a
+payload."""
+KNOCK_LIMIT_BYTES = 1 << 10
 IPC = "ipc://"
 UNIX_SUFFIX = ".links"
 """Of the name of the Unix socket for connections, beside the one that is knocked at."""
@@ -151,6 +150,8 @@ class DirectLinks:
                 self._entrance = Entrance(addresses, watch, seals, self._begun, ahead=True)
             except OSError as error:
                 print(f"{me}: no direct links, {addresses}: {error}", file=sys.stderr)
+                for endpoint in self.endpoints:
+                    self._router.unbind(endpoint)
                 self.endpoints.clear()
         watch.register(self._router, zmq.POLLIN)
 
@@ -205,6 +206,8 @@ class DirectLinks:
             self.traffic.refused += self._entrance.taken_refused()
         for peer in [*self._waiting]:
             link = self._outgoing[peer]
+            if self._settle(peer, link):
+                continue
             if not link.knocked and now - link.knocked_at <= CONNECT_S:
                 self._send_knock(link, now)
             elif now - link.knocked_at > link.patience_s:
@@ -267,21 +270,20 @@ class DirectLinks:
         has_all = self.has_all
         if not has_all:
             self._flush()
-        if self._entrance is None:
-            return None
-        streams = [*self._entrance.connections.values()]
-        for _ in streams:
-            # from the one after the last, so that nobody starves the others
-            self._turn = (self._turn + 1) % len(streams)
-            stream = streams[self._turn]
-            message = self._entrance.receive(stream)
-            if message is not None:
-                return stream.name.decode("ascii", "replace"), message
-        # what follows is seldom, and has to be looked for once in a while only
+        if self._entrance is not None:
+            streams = [*self._entrance.connections.values()]
+            for _ in streams:
+                # from the one after the last, so that nobody starves the others
+                self._turn = (self._turn + 1) % len(streams)
+                stream = streams[self._turn]
+                message = self._entrance.receive(stream)
+                if message is not None:
+                    return stream.name.decode("ascii", "replace"), message
         if not has_all:
-            self._hear_knocks()
             self._hear_welcomes()
-            self._entrance.accept()
+            if self._entrance is not None:
+                self._hear_knocks(self._entrance)
+                self._entrance.accept()
         return None
 
     def close(self) -> None:
@@ -297,14 +299,13 @@ class DirectLinks:
             if endpoint.startswith(IPC):
                 Path(endpoint.removeprefix(IPC)).unlink(missing_ok=True)
 
-    def _hear_knocks(self) -> None:
-        assert self._entrance is not None
+    def _hear_knocks(self, entrance: Entrance[Message]) -> None:
         while (received := received_frames(self._router, self._watch)) is not None:
             source, *frames = received
             peer = bytes(source).decode("ascii", "replace")
             said = self._said.get(peer)
             if said is not None and frames == [KNOCK + _packed(said[0])]:
-                invitation = self._entrance.invite(peer.encode()).to_bytes()
+                invitation = entrance.invite(peer.encode()).to_bytes()
                 self._answer(peer, WELCOME + _packed(said[0]) + invitation)
             else:
                 self.traffic.refused += 1
@@ -349,9 +350,15 @@ class DirectLinks:
                 welcome = WELCOME + _packed(link.number)
                 if said and bytes(said[0]).startswith(welcome):
                     self._follow(link, bytes(said[0])[len(welcome) :])
-            if link.up and link.welcomed:
-                link.mistrust_s = MISTRUST_S
-                self._wait_no_more(peer, link)
+            self._settle(peer, link)
+
+    def _settle(self, peer: Peer, link: _Outgoing) -> bool:
+        """Whether the link carries what is sent, and no welcome is waited for."""
+        if link.up and link.welcomed:
+            link.mistrust_s = MISTRUST_S
+            self._wait_no_more(peer, link)
+            return True
+        return False
 
     def _follow(self, link: _Outgoing, invitation: bytes) -> None:
         """A welcome came, and with it an invitation."""
@@ -440,7 +447,7 @@ def _configure(socket: zmq.Socket[bytes]) -> None:
         (zmq.LINGER, 0),
         (zmq.SNDHWM, BULK_LIMIT_MESSAGES),
         (zmq.RCVHWM, BULK_LIMIT_MESSAGES),
-        (zmq.MAXMSGSIZE, MESSAGE_LIMIT_BYTES),
+        (zmq.MAXMSGSIZE, KNOCK_LIMIT_BYTES),
         (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
         (zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS),
         (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),

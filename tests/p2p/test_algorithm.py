@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from fault.errors import ImpureTask, InvalidTask
 from p2p import Task
 from p2p.algorithm import GradientAveraging, Vector, probe
+from p2p.collectives.memory import PlainMemory
 from p2p.handout import GradientInPieces
 from p2p.plan import Plan
 from p2p.seeding import configure_determinism, seeded
@@ -78,6 +79,32 @@ class Setting:
 
     def tensor(self, name: str) -> Tensor:
         return next(e.tensor for e in self.state.flat.entries if e.name == name)
+
+
+class Partly(nn.Module):
+    """Some parameters never get a gradient, some not from every batch, one gets a sparse one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.unused = nn.Linear(6, 5), nn.Linear(5, 7)
+        self.table = nn.Embedding(3, 5, sparse=True)
+        self.last, self.seldom = nn.Linear(5, 3), nn.Linear(5, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(inputs)) + self.table((inputs[:, 0] > 0).long())
+        output: Tensor = self.last(hidden)
+        return output + self.seldom(hidden) if inputs[0, 0] > 0 else output
+
+
+class Filled(PlainMemory):
+    """Memory that others have used."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def take(self, length: int) -> Vector:
+        return np.full(length, self.value, np.float32)
 
 
 class Stateful(nn.Module):
@@ -790,3 +817,25 @@ def test_a_backward_pass_in_pieces_is_noticed() -> None:
     with pytest.raises(GradientInPieces, match="--no-overlap"):
         setting.algorithm.contribution(0, nothing, lambda *_: None)
     assert setting.algorithm.rehearse(nothing) is False
+
+
+@pytest.mark.parametrize(
+    ("model", "shards", "step"), [(Partly, SHARDS, 0), (Stateful, SHARDS, 0), (Partly, 12, 4)]
+)
+def test_what_was_in_the_memory_before_leaves_no_trace(
+    model: Callable[[], nn.Module], shards: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Handed out in parts or not, and from shards without samples as well."""
+    for module in ("p2p.algorithm", "p2p.handout"):
+        monkeypatch.setattr(f"{module}.PART_ELEMENTS", 1)
+    setting = Setting(model(), shards, optimizer=lambda each: torch.optim.SGD(each, 0.1))
+    sizes = [setting.plan.shard_size(shard, step) for shard in range(shards)]
+    assert (0 in sizes) is (shards > SHARDS)
+    for shard in range(shards):
+        for on_part in (None, lambda *_: None):
+            found = set()
+            for value in (0.0, 7.0, float("nan")):
+                setting.algorithm.memory = Filled(value)
+                vector = setting.algorithm.contribution_at(step, shard, nothing, on_part)
+                found.add(vector.tobytes())
+            assert len(found) == 1

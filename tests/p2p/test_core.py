@@ -75,6 +75,41 @@ def test_a_segment_stands_in_for_the_next_beat() -> None:
     assert sent(core, Beat) == [OTHER]
 
 
+def test_of_a_step_no_more_than_one_beat_is_left_out() -> None:
+    """Its parts go out one after another; whether any arrives is not known before the next step."""
+    core = new_member()
+    core.tick(1.0)
+    core.out.clear()
+    beats = []
+    for tick in range(4):
+        now = 1.1 + tick * TIMING.beat_s
+        core.steps.sent_at[OTHER] = now - 0.01
+        core.tick(now)
+        beats.append(sent(core, Beat))
+    assert beats == [[], [OTHER], [OTHER], [OTHER]]
+    core.on_loaded(4, "next", 1.5)
+    core.steps.sent_at[OTHER] = 1.5
+    core.tick(1.5)
+    assert sent(core, Beat) == []
+
+
+@pytest.mark.parametrize(("began_at", "accuses"), [(1.0, True), (1.35, False)])
+def test_a_segment_that_was_long_on_its_way_is_no_sign_of_life(
+    began_at: float, accuses: bool
+) -> None:
+    """Its peer may be dead by now, and a relay deliver what it still has of a step."""
+    core = new_member()
+    core.on_message(OTHER, Beat(1, 3, "digest", 0, -1), 1.0)
+    core.on_message("2.1.cc", Beat(1, 3, "digest", 0, -1), 1.0)
+    core.steps.began_at = began_at
+    payload = np.ones(LENGTH // 2, np.float32).data.cast("B")
+    for beat in range(1, 8):
+        now = 1.0 + beat * TIMING.beat_s
+        core.on_message(OTHER, Segment(1, 3, 0, 0, 0, "digest", payload), now)
+        core.membership.suspicion.tick(0.0, lambda peer: True, now)
+    assert bool(core.membership.suspicion.accusations(1.7)) is accuses
+
+
 def beats_until_contact(core: Core, moved_at: float = 0.0) -> int:
     """With a step that got on last at this time, or does at every beat."""
     for beat in range(1, 10):
@@ -87,6 +122,8 @@ def beats_until_contact(core: Core, moved_at: float = 0.0) -> int:
 
 def test_a_member_whose_run_goes_well_makes_contact_seldom() -> None:
     assert beats_until_contact(new_member()) == CALM_BEATS
+    scaled = replace(WELL, grants={**WELL.grants, 2: grant(2, "2.1.cc")})
+    assert beats_until_contact(new_member(scaled)) == CALM_BEATS
     assert beats_until_contact(new_member(), moved_at=1.05) == 2  # the step takes longer
 
 

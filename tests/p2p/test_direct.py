@@ -213,6 +213,16 @@ def test_hellos_are_not_said_all_the_time_and_old_peers_are_forgotten(
     assert b.links.hello("a", HELLO_EVERY_S) is not None
 
 
+@pytest.mark.parametrize("bind", ["", "tcp://192.0.2.1:*"], ids=["nowhere", "in vain"])
+def test_who_cannot_listen_can_send_all_the_same(bind: str) -> None:
+    a, b = End("a", bind), End("b", "tcp://127.0.0.1:*")
+    assert a.links.endpoints == []
+    introduced(a, b)
+    assert a.watch.poll(50) == []
+    a.close()
+    b.close()
+
+
 def test_who_listens_nowhere_says_no_hello() -> None:
     one = End("a", "")
     assert one.links.hello("b", 0.0) is None

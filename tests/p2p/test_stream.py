@@ -18,6 +18,7 @@ import pytest
 from p2p.transport.entrance import STRANGERS_LIMIT, STRANGERS_S, Entrance
 from p2p.transport.sealing import TAG_BYTES, TICKET_BYTES, Invitation
 from p2p.transport.stream import (
+    AHEAD_BYTES,
     HEADER_LIMIT_BYTES,
     LARGEST_BYTES,
     PIECE_BYTES,
@@ -54,10 +55,10 @@ def begin(header: bytes, size: int | None) -> tuple[Message, Target]:
 class Place:
     """An entrance and those who dial it, in one thread."""
 
-    def __init__(self, address: Address, seals: bool) -> None:
+    def __init__(self, address: Address, seals: bool, ahead: bool = False) -> None:
         self.address = address
         self.watch = Watch()
-        self.entrance: Entrance[Message] = Entrance([address], self.watch, seals, begin)
+        self.entrance: Entrance[Message] = Entrance([address], self.watch, seals, begin, ahead)
         self.came: list[Came] = []
         self.refused = 0
         self._dialled: list[Connection[Message]] = []
@@ -118,9 +119,12 @@ def address(request: pytest.FixtureRequest) -> Iterator[Address]:
         yield Path(folder) / "socket" if request.param == "unix" else (request.param, 0)
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "sealed"])
+@pytest.fixture(
+    params=[(False, False), (True, False), (False, True), (True, True)],
+    ids=["plain", "sealed", "plain-ahead", "sealed-ahead"],
+)
 def place(address: Address, request: pytest.FixtureRequest) -> Iterator[Place]:
-    made = Place(address, request.param)
+    made = Place(address, *request.param)
     yield made
     made.close()
 
@@ -132,7 +136,16 @@ def sealed() -> Iterator[Place]:
     made.close()
 
 
-SIZES = [0, 1, RECORD_BYTES - 1, RECORD_BYTES, PIECE_BYTES, PIECE_BYTES + 1, 5 << 20]
+SIZES = [
+    0,
+    1,
+    *range(AHEAD_BYTES - 20, AHEAD_BYTES + 5),
+    RECORD_BYTES - 1,
+    RECORD_BYTES,
+    PIECE_BYTES,
+    PIECE_BYTES + 1,
+    5 << 20,
+]
 
 
 def test_messages_arrive_whole_both_ways(place: Place) -> None:
@@ -277,6 +290,18 @@ def plain() -> Iterator[Place]:
     made = Place(("127.0.0.1", 0), seals=False)
     yield made
     made.close()
+
+
+def test_all_that_was_sent_before_the_end_is_received(place: Place) -> None:
+    """However many messages came at once."""
+    connection = place.joined(b"a")
+    for number in range(200):
+        connection.send([b"%d" % number, bytes(number)])
+    assert connection.is_idle
+    connection.close()
+    for number in range(200):
+        assert place.received() == (b"a", [b"%d" % number, bytes(number)])
+    place.until(lambda: not place.entrance.connections)
 
 
 @pytest.mark.parametrize("garbage", BROKEN.values(), ids=BROKEN)
