@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
-from fault.errors import StoreError
+from fault.errors import StoreError, StoreUnavailable
 from p2p.aggregate.bulk import BulkConnection
 from p2p.aggregate.outline import Memory, Outline, cut
 from p2p.aggregate.parts import Built, Bytes
@@ -115,7 +116,9 @@ class StoredState:
         rest_here[:] = rest
         self._optimizer.take_over(vectors, marks)
         self._at = (state.step + 1, after)
-        self._remove_before(state.step)
+        # the step is made here too: were it tried again, the mean would be applied twice
+        with suppress(StoreUnavailable, StoreError):
+            self._remove_before(state.step)  # else a later step does
 
     def _make(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,48 @@ def test_what_was_made_and_is_gone_is_made_again(urls: list[str]) -> None:
         store.execute("DEL", f"{made}:parameters")
     step(other, second)
     assert one.state.digest() == other.state.digest() and warnings == []
+
+
+class Cut:
+    """A connection to a store that breaks once, before it sends or receives for the nth time."""
+
+    def __init__(self, store: BulkConnection, number: int, patch: pytest.MonkeyPatch) -> None:
+        self._store, self._left, self._guarded = store, number, store._guarded
+        patch.setattr(store, "_guarded", self)
+
+    def __call__(self, action: Callable[[], Any]) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            self._store.close()
+            raise StoreUnavailable("it was cut")
+        return self._guarded(action)
+
+    @property
+    def was_cut(self) -> bool:
+        return self._left <= 0
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_a_store_that_goes_away_at_any_moment_of_a_step_changes_nothing(
+    optimizer: str, urls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean is applied once, even if the store goes when all is done but the tidying up."""
+    monkeypatch.setattr("p2p.aggregate.averaging.RETRY_S", 0.01)
+    monkeypatch.setattr("p2p.aggregate.stored_state.MAKING_MS", 50)
+    found, cuts, was_cut = set(), 0, True
+    while was_cut:
+        one = built(optimizer)
+        lead, _ = averaging(one, 0, urls[:1])
+        lead._store.execute("FLUSHALL")
+        step(one, lead)
+        mean = mean_of(one)
+        with monkeypatch.context() as patch:
+            cut = Cut(lead._store, cuts + 1, patch)
+            lead.apply(mean)
+        found.add((one.state.step, one.state.digest()))
+        was_cut = cut.was_cut
+        cuts += was_cut
+    assert len(found) == 1 and cuts > 20
 
 
 def test_a_full_store_is_an_error_and_the_step_can_be_made_later(urls: list[str]) -> None:
