@@ -158,9 +158,7 @@ def test_whoever_has_something_to_tell_makes_contact_at_the_next_beat() -> None:
     core = new_member()
     core.membership.deadline = 1.2
     assert beats_until_contact(core) == 1
-    schedule = core.shape.schedule
-    shape = Shape(2, 99, schedule, make_units(LENGTH, schedule.chunks, 1 << 20), LENGTH)
-    candidate = Core("0.2.dd", shape, TIMING, lambda: "id")
+    candidate = Core("0.2.dd", core.shape, TIMING, lambda: "id")
     candidate.begin(1.0)
     candidate.contact(1.0)
     candidate.on_snapshot(WELL, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def test_what_came_while_something_was_sent_is_found(pair: Pair) -> None:
     left.recv()
     assert watch.poll(0) == []
     right.send(b"second")
-    time.sleep(0.2)
+    assert select.select([left.get(zmq.FD)], [], [], LONG_MS / 1000)[0]
     watch.used(left)
     left.send(b"something else")
     assert awake(watch) == [left]
