@@ -39,7 +39,10 @@ DISTURBED = (("handovers", "calm"), ("kills", "calm"), ("torchrun_kills", "torch
 
 
 def pace(steps: list[tuple[float, int]], began: float, ended: float) -> dict[str, Any]:
-    """New steps per second in a stretch of time. `steps` are (time, step) in order of time."""
+    """New steps per second in a stretch of time. `steps` are (time, step) in order of time.
+
+    `whole_steps_per_s` is that of the time until the last one, without what was begun and not done.
+    """
     first = max((step for at, step in steps if at <= began), default=0)
     newest, moments = first, [began]
     for at, step in steps:
@@ -52,6 +55,7 @@ def pace(steps: list[tuple[float, int]], began: float, ended: float) -> dict[str
         "steps": done,
         "seconds": round(seconds, 3),
         "steps_per_s": round(done / seconds, 3),
+        "whole_steps_per_s": round(done / (moments[-1] - began), 3) if done else None,
         "longest_pause_s": round(max(pauses), 3),
         "hung_s": round(hung_s, 3),
         "steps_per_s_without_hangs": round(done / (seconds - hung_s), 3) if done else None,

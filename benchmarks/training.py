@@ -36,9 +36,9 @@ def samples_per_s(
     work = Work(JOB, {"subject": subject})
     batch = load_task(JOB, {"subject": subject}).batch_size
     with Ours(work, home, f"{subject}-{number}") as ours:
-        mayfly = rate(ours, seconds)["steps_per_s"]
+        mayfly = rate(ours, seconds)["whole_steps_per_s"]
     with Torchrun(work, home / f"torchrun-{subject}-{number}", environment) as theirs:
-        ddp = rate(theirs, seconds)["steps_per_s"]
+        ddp = rate(theirs, seconds)["whole_steps_per_s"]
     return {"mayfly": batch * mayfly, "ddp": batch * ddp}
 
 

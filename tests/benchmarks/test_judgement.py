@@ -59,7 +59,14 @@ def test_a_hang_counts_with_and_without() -> None:
     assert found["steps_per_s_without_hangs"] == pytest.approx(10.0, abs=1e-3)
 
 
+def test_a_step_that_is_begun_at_the_end_slows_nothing_down() -> None:
+    """Of long steps there are few in a stretch: the part of one more would be a large share."""
+    found = pace([(2.0 * step, step) for step in range(1, 9)], 2.0, 13.9)
+    assert found["steps"] == 5 and found["whole_steps_per_s"] == 0.5
+
+
 def test_all_of_it_a_hang() -> None:
     """No rate can be given without the hang, and none is."""
     found = pace([(1.0, 7)], 1.0, 41.0)
     assert found["steps_per_s"] == 0.0 and found["steps_per_s_without_hangs"] is None
+    assert found["whole_steps_per_s"] is None
