@@ -65,6 +65,8 @@ class Core:
         self._left_out_at: dict[Peer, int] = {}
         """The step at which a beat to this member was left out."""
         self._contacted_at = -float("inf")
+        self._told: tuple[int, int] = (-1, -1)
+        """The step and the shard that the last contact said were being computed."""
         self._contact_failed = False
         self._candidate_beat_at = -float("inf")
         self._host: Peer = ""
@@ -86,15 +88,22 @@ class Core:
 
     def contact(self, now: float) -> Contact:
         """What the next call to the registry says."""
-        self._contacted_at = now
         steps = self.steps
+        self._contacted_at, self._told = now, (steps.step, steps.computing)
         doing = Doing(steps.step, steps.digest, steps.computing, self.hand_over.out_of_time(now))
         return Contact(self.me, doing, steps.step, self.membership.suspicion.accusations(now))
 
     def contact_is_due(self, now: float) -> bool:
         """At each beat, but for a member that has nothing to tell and nothing to find out."""
-        calm = CALM_BEATS if self._is_calm(now) else 1
-        return now - self._contacted_at >= (calm - 0.5) * self.timing.beat_s
+        is_seldom = self._is_calm(now) and not self._is_at_something_long(now)
+        beats = CALM_BEATS if is_seldom else 1
+        return now - self._contacted_at >= (beats - 0.5) * self.timing.beat_s
+
+    def _is_at_something_long(self, now: float) -> bool:
+        """It computes for longer than a beat, and the registry does not know at what yet."""
+        steps = self.steps
+        is_long = steps.computing >= 0 and now - steps.began_at > self.timing.beat_s
+        return is_long and (steps.step, steps.computing) != self._told
 
     def _is_calm(self, now: float) -> bool:
         """Steps go on, the run is complete and durable, and nobody comes, goes or suspects."""
@@ -104,7 +113,8 @@ class Core:
             return False
         if membership.role != "member" or view is None or snapshot is None:
             return False
-        if now - steps.moved_at > self.timing.beat_s or self.hand_over.out_of_time(now):
+        waits = steps.computing < 0 and now - steps.moved_at > self.timing.beat_s
+        if waits or self.hand_over.out_of_time(now):
             return False
         return (
             snapshot.is_quiet(view)

@@ -30,7 +30,7 @@ from p2p.aggregate.places import WorkerInvocation
 from p2p.boot import BootWatch
 from p2p.core import Core
 from p2p.invocation import Invocation, evaluation_payload
-from p2p.messages import KINDS, Ask, Hello, Message, Segment, StatePart, Total, ViewIs
+from p2p.messages import KINDS, Ask, Beat, Hello, Message, Segment, StatePart, Total, ViewIs
 from p2p.registrar import Registrar
 from p2p.spec import RunSpec
 from p2p.steps import Shape
@@ -379,7 +379,10 @@ class _Peer:
             if isinstance(message, Hello):
                 self._direct.on_hello(source, message, now)
                 continue
-            if isinstance(message, BULK) and (hello := self._direct.hello(source, now)):
+            is_for_links = isinstance(message, BULK) or (
+                isinstance(message, Beat) and self._direct.is_local
+            )
+            if is_for_links and (hello := self._direct.hello(source, now)):
                 self._link.send_control(source.encode(), self._wire.encode(hello))
             return source, message
         return self._direct.receive()
@@ -417,6 +420,8 @@ class _Peer:
         traffic = self._traffic
         if not isinstance(message, BULK):
             traffic.asks += isinstance(message, Ask)
+            if isinstance(message, Beat) and self._direct.send_at_once(to, message):
+                return  # which spares the relay, and both of its threads' wakes
             traffic.relays(0, self._link.send_control(to.encode(), self._wire.encode(message)))
             return
         if again:

@@ -84,6 +84,10 @@ class _Outgoing:
         is_connecting = not self.knocked or (self.stream is not None and not self.stream.is_open)
         return CONNECT_S if is_connecting else WELCOME_S
 
+    @property
+    def is_within_host(self) -> bool:
+        return self.endpoint.startswith(IPC)
+
     def put_down(self) -> None:
         self.up = False
         if self.stream is not None:
@@ -125,12 +129,13 @@ class DirectLinks:
         _configure(self._router)
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.endpoints: list[str] = []
-        self._is_local = all(endpoint.startswith(IPC) for endpoint in binds)
+        self.is_local = all(endpoint.startswith(IPC) for endpoint in binds)
+        """It is reached from this host alone."""
         self._is_guarded = keys is not None or all(map(is_within_host, binds))
         """What comes here was authenticated, or never left the host."""
         self._keys = keys
         self._gate: Gate | None = None
-        if keys is not None and not self._is_local:
+        if keys is not None and not self.is_local:
             self._gate = Gate(context, keys.public)
             self._gate.guard(self._router, keys.secret)
         for endpoint in binds:
@@ -145,7 +150,7 @@ class DirectLinks:
         self._turn = 0
         if self.endpoints:
             addresses: list[Address] = [*dict.fromkeys(map(_entrance_of, self.endpoints))]
-            seals = keys is not None and not self._is_local
+            seals = keys is not None and not self.is_local
             try:
                 self._entrance = Entrance(addresses, watch, seals, self._begun, ahead=True)
             except OSError as error:
@@ -231,7 +236,7 @@ class DirectLinks:
         payload = memoryview(getattr(message, "payload", b""))
         header, *rest = self._wire.encode(message, hashed=not link.is_guarded)
         reference = None
-        if payload.nbytes >= NAMED_FROM_BYTES and link.endpoint.startswith(IPC):
+        if payload.nbytes >= NAMED_FROM_BYTES and link.is_within_host:
             reference = self._pool.reference(payload)
         if reference is not None:
             header, rest = NAMED + reference.to_bytes() + header, []
@@ -249,6 +254,16 @@ class DirectLinks:
             self.traffic.direct += 1
             self.traffic.direct_bytes += payload.nbytes
         return True
+
+    def send_at_once(self, peer: Peer, message: Message) -> bool:
+        """As `send`, for what must not be held up, nor lost without anyone's notice.
+
+        So it goes nowhere beyond this host, nor where something waits to be sent already.
+        """
+        link = self._outgoing.get(peer)
+        if link is None or not link.is_within_host or link.stream is None:
+            return False
+        return link.stream.is_idle and self.send(peer, message)
 
     @property
     def has_come(self) -> bool:
@@ -311,7 +326,7 @@ class DirectLinks:
                 self.traffic.refused += 1
 
     def _begun(self, header: bytes, size: int | None) -> tuple[Message, Target]:
-        if not self._is_local or not header.startswith(NAMED):
+        if not self.is_local or not header.startswith(NAMED):
             return begun(self._wire, header, size, self._is_guarded, self._place)
         if size is not None:
             raise Malformed("a reference, and a payload as well")

@@ -112,6 +112,7 @@ def test_a_segment_that_was_long_on_its_way_is_no_sign_of_life(
 
 def beats_until_contact(core: Core, moved_at: float = 0.0) -> int:
     """With a step that got on last at this time, or does at every beat."""
+    core.steps.began_at = 1.01
     for beat in range(1, 10):
         now = 1.0 + beat * TIMING.beat_s
         core.steps.moved_at = moved_at or now - 0.01
@@ -124,7 +125,25 @@ def test_a_member_whose_run_goes_well_makes_contact_seldom() -> None:
     assert beats_until_contact(new_member()) == CALM_BEATS
     scaled = replace(WELL, grants={**WELL.grants, 2: grant(2, "2.1.cc")})
     assert beats_until_contact(new_member(scaled)) == CALM_BEATS
-    assert beats_until_contact(new_member(), moved_at=1.05) == 2  # the step takes longer
+
+
+def test_whoever_waits_for_others_makes_contact_at_every_beat() -> None:
+    core = new_member()
+    core.steps.computing = -1
+    core.contact(1.0)
+    assert beats_until_contact(core, moved_at=1.05) == 2
+
+
+def test_what_takes_long_is_told_once() -> None:
+    """Should the peer die of it, the registry has to know what it was at."""
+    core = new_member()
+    assert core.steps.computing == 0
+    assert beats_until_contact(core, moved_at=1.0) == CALM_BEATS  # it was told at 1.0
+    core.steps.computing = 1
+    assert beats_until_contact(core, moved_at=1.0) == 2
+    core.contact(1.2)
+    assert not core.contact_is_due(1.4)
+    assert core.contact_is_due(1.5)
 
 
 @pytest.mark.parametrize(

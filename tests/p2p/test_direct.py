@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zmq
 
-from p2p.messages import KINDS, Beat, Hello, Message, Segment
+from p2p.messages import KINDS, Beat, Hello, Message, Segment, StatePart
 from p2p.traffic import Traffic
 from p2p.transport.direct import HELLO_EVERY_S, MISTRUST_S, NAMED_FROM_BYTES, WELCOME_S, DirectLinks
 from p2p.transport.shared import Gone, Pool
@@ -94,6 +94,32 @@ def test_what_is_sent_arrives(size: int, ends: Callable[[str], End]) -> None:
     assert peer == "a" and isinstance(message, Segment)
     assert bytes(message.payload) == bytes(sent.payload)
     assert not b.links.send("a", Beat(0, 0, "", 0, 0))  # a has said no hello
+
+
+def test_what_must_not_be_held_up_goes_no_further_than_this_host(
+    ends: Callable[[str], End],
+) -> None:
+    a, b = ends("a"), ends("b")
+    beat = Beat(1, 2, "digest", 3, 4)
+    assert not a.links.send_at_once("b", beat)
+    introduced(a, b)
+    assert a.links.send_at_once("b", beat) is b.links.is_local
+    assert b.received() == [("a", beat)] * b.links.is_local
+
+
+def test_what_must_not_be_held_up_waits_behind_nothing(tmp_path: Path) -> None:
+    """As where the other peer stands still, so that the kernel takes no more."""
+    a, b = (End(name, WAYS["host"].format(folder=tmp_path, name=name)) for name in "ab")
+    introduced(a, b)
+    beat, part = Beat(1, 2, "digest", 3, 4), StatePart(1, "digest", 0, 1, bytes(16 << 10))
+    while a.links.send_at_once("b", part):
+        pass
+    assert a.links.send("b", part) and not a.links.send_at_once("b", beat)
+    b.received()
+    a.received()
+    assert a.links.send_at_once("b", beat)
+    a.close()
+    b.close()
 
 
 def test_without_the_number_nothing_is_taken(ends: Callable[[str], End]) -> None:

@@ -103,3 +103,9 @@ def test_neither_overlap_nor_names_are_seen_in_the_bits(run: Play) -> None:
     assert plain.summary["traffic"]["named"] == 0
     named, gone = (quick.summary["traffic"][name] for name in ("named_bytes", "gone"))
     assert named > 100_000_000 and gone <= 20
+
+
+def test_within_a_host_beats_go_past_the_relays(reference: Reference) -> None:
+    """Also to whom no segment goes, which in a ring is all but one."""
+    traffic = reference(digits("ring")).summary["traffic"]
+    assert traffic["relayed"] < traffic["received"] / 4
