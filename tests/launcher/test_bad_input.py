@@ -169,7 +169,16 @@ def test_what_is_wrong_with_a_job_is_found_before_the_run(job: Path, home: Path)
         assert not (home / "runs" / "same").exists()
 
 
-@pytest.mark.parametrize("name", ["p2p", "checkpoint", "fault", "launcher", "chaos"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "p2p",
+        *(
+            pytest.param(name, marks=pytest.mark.acceptance)
+            for name in ("checkpoint", "fault", "launcher", "chaos")
+        ),
+    ],
+)
 def test_a_file_with_the_name_of_ours_is_refused(name: str, tmp_path: Path, home: Path) -> None:
     """Beside the job it would shadow ours in a function; in the current folder it does nothing."""
     (tmp_path / "job.py").write_text(JOB)

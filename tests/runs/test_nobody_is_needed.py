@@ -108,7 +108,7 @@ def pair(number: int, steps: int) -> Faults:
 
 def scenarios() -> list[object]:
     """(workload, name) of all; a few are part of every test run."""
-    always = {("digits-direct", "hand-overs"), ("digits-butterfly", "everything")}
+    always = {("digits-direct", "hand-overs"), ("digits-direct", "everything")}
     found = []
     for workload, each in WORKLOADS.items():
         names = ["hand-overs", "hand-overs-at-once", *alone(each.steps), *in_hand_over(each.steps)]

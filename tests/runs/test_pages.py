@@ -34,7 +34,7 @@ def asks(pid: int) -> bool:
     not MODES.exists() or "[madvise]" not in MODES.read_text("utf-8") or not glibc_can_ask(),
     reason="the kernel gives huge pages to everyone or nobody, or glibc is older than 2.35",
 )
-@pytest.mark.parametrize("start", ["cold", "snapshot"])
+@pytest.mark.parametrize("start", [pytest.param("cold", marks=pytest.mark.acceptance), "snapshot"])
 def test_peers_ask_for_huge_pages(home: Path, start: str) -> None:
     work = workload_of("digits", 1_000_000, "direct")
     options = (*work.options, f"--start={start}")
