@@ -36,7 +36,8 @@ from p2p.transport.wire import WireFormat
 BATCH_STEPS = 1_000_000
 KEPT = 3
 """Vectors in turn: the last step's is still referred to by what is being sent."""
-GLANCE_MS = 100
+BEAT_S = Timing().beat_s
+GLANCE_MS = int(1000 * BEAT_S)
 
 
 class Reducer(Protocol):
@@ -88,6 +89,7 @@ class Mayfly:
         self._link.stream(self._watch, self._wire, self._place)
         self._out: list[object] = []
         self._batch = 0
+        self._next_tick = 0.0
         self._steps: Steps | None = None
 
     def prepare(self, length: int) -> None:
@@ -129,8 +131,22 @@ class Mayfly:
                 self._serve(self._steps, 0)
 
     def _serve(self, steps: Steps, timeout_ms: int = GLANCE_MS) -> None:
+        """As a peer does: nothing is looked for where nothing was found, and ticks are beats."""
         self._watch.poll(timeout_ms)
         now = time.monotonic()
+        if not self._watch.is_exhausted or self._direct.has_come:
+            if not self._direct.has_all:
+                self._hear_relays(steps, now)
+            while (direct := self._direct.receive()) is not None:
+                self._take(steps, *direct)
+        if now >= self._next_tick:
+            self._next_tick = now + BEAT_S
+            self._link.tick(now)
+            self._direct.tick(now)
+            steps.tick(now)
+            self._carry_out(steps)
+
+    def _hear_relays(self, steps: Steps, now: float) -> None:
         while (came := relayed(self._link, self._wire)) is not None:
             peer, message = came
             if isinstance(message, Hello):
@@ -138,12 +154,6 @@ class Mayfly:
             elif isinstance(message, Segment) and (hello := self._direct.hello(peer, now)):
                 self._link.send_control(peer.encode(), self._wire.encode(hello))
             self._take(steps, peer, message)
-        while (direct := self._direct.receive()) is not None:
-            self._take(steps, *direct)
-        self._link.tick(now)
-        self._direct.tick(now)
-        steps.tick(time.monotonic())
-        self._carry_out(steps)
 
     def _place(self, segment: Segment) -> Target | None:
         return self._steps.place(segment) if self._steps is not None else None
