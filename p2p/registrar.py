@@ -127,7 +127,7 @@ class Registrar:
         """
         with self._lock:
             self._contact = last
-        self._departure = (cause, time.monotonic() + seconds)
+            self._departure = (cause, time.monotonic() + seconds)
         self._wake.set()
         self._thread.join(seconds + 5.0)
 
@@ -157,8 +157,9 @@ class Registrar:
         registry = self._registry
         while self._decisions:
             self._carry_out(self._decisions.popleft())
-        with self._lock:
+        with self._lock:  # a departure that comes later waits, for its last word comes before it
             contact, self._contact = self._contact, None
+            departure = self._departure
         if contact is not None:
             snapshot = registry.contact(contact)
             self.clock_ahead_s = snapshot.now - time.time()
@@ -176,8 +177,8 @@ class Registrar:
             registry.finish(self._outcome)
             self._outcome = None
             self._post(lambda core, now: core.out.append(actions.ContactNow()))
-        if self._departure is not None:
-            registry.leave(self.me, self._departure[0])
+        if departure is not None:
+            registry.leave(self.me, departure[0])
             self._stop = True
 
     def _tell_steps(self, registry: Registry) -> None:
