@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from fault.records import Timing, peer_name
+from fault.records import Contact, Doing, Timing, peer_name
 from fault.registry import Registry
 from launcher.registry_server import RegistryServer
 from p2p.registrar import Registrar
@@ -45,3 +47,39 @@ def test_what_is_invoked_after_the_goodbye_is_still_handed_over(server: Registry
     kinds = [event.kind for event in registry.read_events()]
     registry.close()
     assert kinds.count("left") == 1
+
+
+def test_the_last_word_comes_before_the_goodbye(server: RegistryServer) -> None:
+    """Also if the peer leaves while its thread is in the middle of something."""
+    me = peer_name(0, 1, "nonce")
+    registry = Registry(server.socket, "r", Timing())
+    assert registry.create("the spec", 1)
+    assert registry.grant(0, 1, "token", "launcher") and registry.claim(0, 1, "token", me)
+    last = Contact(me, Doing(12, "digest", 3))
+    leaving: list[threading.Thread] = []
+
+    def leave_in_the_middle(call: object) -> None:
+        """Of the answer to the first contact."""
+        if not leaving:
+            leaving.append(threading.Thread(target=registrar.leave, args=("it raised", 3.0, last)))
+            leaving[0].start()
+            while registrar._departure is None:
+                time.sleep(0.001)
+
+    registrar = Registrar(
+        me,
+        Registry(server.socket, "r", Timing()),
+        "",
+        Timing(),
+        leave_in_the_middle,
+        lambda slot, generation, token, predecessor: {},
+        lambda payload: None,
+    )
+    registrar.start()
+    registrar.contact(Contact(me))
+    while not leaving:
+        time.sleep(0.001)
+    leaving[0].join()
+    registrar.close(3.0)
+    assert [(each.shard, each.step) for each in registry.read().suspects] == [(3, 12)]
+    registry.close()
