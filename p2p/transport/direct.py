@@ -1,9 +1,10 @@
 """Links from peer to peer without a relay, where one can be reached by the other.
 
-A peer listens at endpoints of its own. To whoever sends it much through a relay it says so there,
-with a number made for that peer (`Hello`). That peer knocks at one of the endpoints with the number
-and is welcomed; the welcome invites to a connection (`stream.py`), and what is to be sent goes
-there. Between processes of one host a segment is only named, and read where it lies (`shared.py`).
+A peer listens at endpoints of its own. To whoever sends it much through a relay, or within a host
+beats, it says so there, with a number made for that peer (`Hello`). That peer knocks at one of the
+endpoints with the number and is welcomed; the welcome invites to a connection (`stream.py`), and
+what is to be sent goes there. Between processes of one host a segment is only named, and read where
+it lies (`shared.py`).
 
 Whatever a link does not take is for the relay, and so is what was asked for again: then the link is
 knocked at once more, and given up if no welcome comes. Nothing of all this is needed for a step to

@@ -57,6 +57,7 @@ def test_the_last_word_comes_before_the_goodbye(server: RegistryServer) -> None:
     assert registry.grant(0, 1, "token", "launcher") and registry.claim(0, 1, "token", me)
     last = Contact(me, Doing(12, "digest", 3))
     leaving: list[threading.Thread] = []
+    is_leaving = threading.Event()
 
     def leave_in_the_middle(call: object) -> None:
         """Of the answer to the first contact."""
@@ -65,6 +66,7 @@ def test_the_last_word_comes_before_the_goodbye(server: RegistryServer) -> None:
             leaving[0].start()
             while registrar._departure is None:
                 time.sleep(0.001)
+            is_leaving.set()
 
     registrar = Registrar(
         me,
@@ -77,8 +79,7 @@ def test_the_last_word_comes_before_the_goodbye(server: RegistryServer) -> None:
     )
     registrar.start()
     registrar.contact(Contact(me))
-    while not leaving:
-        time.sleep(0.001)
+    assert is_leaving.wait(5.0)
     leaving[0].join()
     registrar.close(3.0)
     assert [(each.shard, each.step) for each in registry.read().suspects] == [(3, 12)]
