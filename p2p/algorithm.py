@@ -118,13 +118,12 @@ class GradientAveraging:
         state = self.state
         gradient, marks = self.gradient_of(mean)
         self._advance_buffers(mean, state.flat.memory, 0)
-        # a copy, since an optimizer may change gradients in place and the mean is kept to be sent
-        gradients = aligned_bytes(4 * self.gradient_length, zeroed=False).view(np.float32)
-        gradients[:] = gradient
-        views = torch.from_numpy(gradients)
+        means = torch.from_numpy(gradient)
         try:
             for part, mark in zip(self._gradients, marks, strict=True):
-                part.entry.tensor.grad = part.view(views) if mark > 0 else None
+                # a copy, since an optimizer may change gradients in place and the mean is kept to
+                # be sent; one by one, they lie where those of the backward pass lay
+                part.entry.tensor.grad = part.view(means).clone() if mark > 0 else None
             with seeded(self.task.seed, state.step, NO_SHARD), torch.enable_grad():
                 state.optimizer.step()
         finally:

@@ -216,7 +216,6 @@ def test_apply_is_a_pure_function_of_state_and_mean() -> None:
     for history in (1, 2):
         setting = Setting(Stateful(), optimizer=lambda p: NoisyClipping(p, lr=0.1))
         mean = setting.mean()
-        mean.flags.writeable = False
         torch.manual_seed(history)
         before = mean.tobytes(), generators()
         setting.algorithm.apply(mean)
