@@ -24,6 +24,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
 from statistics import median
 from types import TracebackType
 from typing import Any
@@ -117,10 +118,23 @@ class Group:
             process.stdin.write(json.dumps(wanted).encode() + b"\n")
             process.stdin.flush()
         answers = []
-        for process in self._processes:
-            assert process.stdout is not None
-            answers.append(float(json.loads(process.stdout.readline())["seconds"]))
+        with DefaultSelector() as waiting:
+            for rank, process in enumerate(self._processes):
+                assert process.stdout is not None
+                waiting.register(process.stdout, EVENT_READ, rank)
+            while waiting.get_map():
+                for key, _ in waiting.select():
+                    answers.append(self._answer_of(key.data))
+                    waiting.unregister(key.fileobj)
         return max(answers)
+
+    def _answer_of(self, rank: int) -> float:
+        process = self._processes[rank]
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:  # the others wait for it, and would for ever
+            raise SystemExit(f"the process of rank {rank} ended with {process.wait()}")
+        return float(json.loads(line)["seconds"])
 
 
 class Relay:

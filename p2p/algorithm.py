@@ -23,7 +23,7 @@ from xxhash import xxh3_128
 
 from fault.errors import ImpureTask, InvalidTask
 from p2p.collectives.memory import Memory, PlainMemory
-from p2p.flat import Entry, aligned_bytes
+from p2p.flat import Entry
 from p2p.handout import PART_ELEMENTS, GradientInPieces, HandingOut
 from p2p.plan import Plan
 from p2p.seeding import NO_SHARD, same_arithmetic, seeded

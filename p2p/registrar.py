@@ -158,10 +158,12 @@ class Registrar:
         while self._decisions:
             self._carry_out(self._decisions.popleft())
         with self._lock:  # a departure that comes later waits, for its last word comes before it
-            contact, self._contact = self._contact, None
-            departure = self._departure
+            contact, departure = self._contact, self._departure
         if contact is not None:
             snapshot = registry.contact(contact)
+            with self._lock:
+                if self._contact is contact:  # said, and not before: the registry may be away
+                    self._contact = None
             self.clock_ahead_s = snapshot.now - time.time()
             self._find_lost_grants(snapshot)
             self._post(lambda core, now: core.on_snapshot(snapshot, now))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from fault.records import Contact, Doing, Timing, peer_name
 from fault.registry import Registry
 from launcher.registry_server import RegistryServer
-from p2p.registrar import Registrar
+from p2p.registrar import Call, Registrar
 
 
 @pytest.fixture
@@ -23,22 +23,32 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
     server.stop()
 
 
-def test_what_is_invoked_after_the_goodbye_is_still_handed_over(server: RegistryServer) -> None:
-    """A peer that leaves may have a state evaluated at the last moment: that is not lost."""
-    me = peer_name(0, 1, "nonce")
+ME = peer_name(0, 1, "nonce")
+LAST = Contact(ME, Doing(12, "digest", 3))
+
+
+def invited(server: RegistryServer) -> Registry:
+    """A run in which this peer has its slot."""
     registry = Registry(server.socket, "r", Timing())
     assert registry.create("the spec", 1)
-    assert registry.grant(0, 1, "token", "launcher") and registry.claim(0, 1, "token", me)
+    assert registry.grant(0, 1, "token", "launcher") and registry.claim(0, 1, "token", ME)
+    return registry
+
+
+def registrar_of(
+    server: RegistryServer,
+    post: Callable[[Call], None] = lambda call: None,
+    invoke: Callable[[dict[str, Any]], None] = lambda payload: None,
+) -> Registrar:
+    registry = Registry(server.socket, "r", Timing())
+    return Registrar(ME, registry, "", Timing(), post, lambda *_: {}, invoke)
+
+
+def test_what_is_invoked_after_the_goodbye_is_still_handed_over(server: RegistryServer) -> None:
+    """A peer that leaves may have a state evaluated at the last moment: that is not lost."""
+    registry = invited(server)
     invoked: list[dict[str, Any]] = []
-    registrar = Registrar(
-        me,
-        Registry(server.socket, "r", Timing()),
-        "",
-        Timing(),
-        lambda call: None,
-        lambda slot, generation, token, predecessor: {},
-        invoked.append,
-    )
+    registrar = registrar_of(server, invoke=invoked.append)
     registrar.start()
     registrar.leave("", 3.0)
     registrar.invoke({"step": 7})
@@ -51,36 +61,40 @@ def test_what_is_invoked_after_the_goodbye_is_still_handed_over(server: Registry
 
 def test_the_last_word_comes_before_the_goodbye(server: RegistryServer) -> None:
     """Also if the peer leaves while its thread is in the middle of something."""
-    me = peer_name(0, 1, "nonce")
-    registry = Registry(server.socket, "r", Timing())
-    assert registry.create("the spec", 1)
-    assert registry.grant(0, 1, "token", "launcher") and registry.claim(0, 1, "token", me)
-    last = Contact(me, Doing(12, "digest", 3))
+    registry = invited(server)
     leaving: list[threading.Thread] = []
     is_leaving = threading.Event()
 
     def leave_in_the_middle(call: object) -> None:
         """Of the answer to the first contact."""
         if not leaving:
-            leaving.append(threading.Thread(target=registrar.leave, args=("it raised", 3.0, last)))
+            leaving.append(threading.Thread(target=registrar.leave, args=("it raised", 3.0, LAST)))
             leaving[0].start()
             while registrar._departure is None:
                 time.sleep(0.001)
             is_leaving.set()
 
-    registrar = Registrar(
-        me,
-        Registry(server.socket, "r", Timing()),
-        "",
-        Timing(),
-        leave_in_the_middle,
-        lambda slot, generation, token, predecessor: {},
-        lambda payload: None,
-    )
+    registrar = registrar_of(server, leave_in_the_middle)
     registrar.start()
-    registrar.contact(Contact(me))
+    registrar.contact(Contact(ME))
     assert is_leaving.wait(5.0)
     leaving[0].join()
+    registrar.close(3.0)
+    assert [(each.shard, each.step) for each in registry.read().suspects] == [(3, 12)]
+    registry.close()
+
+
+def test_the_last_word_is_said_again_until_the_registry_hears_it(server: RegistryServer) -> None:
+    registry = invited(server)
+    is_unheard = threading.Event()
+    registrar = registrar_of(server, lambda call: is_unheard.set())
+    server.stop()
+    registrar.start()
+    leaving = threading.Thread(target=registrar.leave, args=("it raised", 20.0, LAST))
+    leaving.start()
+    assert is_unheard.wait(20.0)
+    server.start()
+    leaving.join()
     registrar.close(3.0)
     assert [(each.shard, each.step) for each in registry.read().suspects] == [(3, 12)]
     registry.close()
