@@ -73,7 +73,7 @@ class FlatModel:
             {n: b for n, b in buffers.items() if n not in float_buffers}, places
         )
         self.entries = (*self.trainable, *self.frozen, *self.float_buffers, *self.integer_buffers)
-        self.memory = aligned_bytes(self._end)
+        self.memory = _aligned_bytes(self._end)
         """The whole buffer, uint8."""
         self._flat = torch.from_numpy(self.memory)
         with torch.no_grad():
@@ -209,9 +209,9 @@ class FlatModel:
                     )
 
 
-def aligned_bytes(size: int, zeroed: bool = True) -> npt.NDArray[np.uint8]:
-    """Memory that starts where torch would have it start."""
-    memory = (np.zeros if zeroed else np.empty)(size + ALIGNMENT_BYTES, dtype=np.uint8)
+def _aligned_bytes(size: int) -> npt.NDArray[np.uint8]:
+    """Zeroed memory that starts where torch would have it start."""
+    memory = np.zeros(size + ALIGNMENT_BYTES, dtype=np.uint8)
     start = -memory.ctypes.data % ALIGNMENT_BYTES
     return memory[start : start + size]
 
