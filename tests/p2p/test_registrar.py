@@ -14,6 +14,9 @@ from fault.registry import Registry
 from launcher.registry_server import RegistryServer
 from p2p.registrar import Call, Registrar
 
+ME = peer_name(0, 1, "nonce")
+LAST = Contact(ME, Doing(12, "digest", 3))
+
 
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
@@ -21,10 +24,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
     server.start()
     yield server
     server.stop()
-
-
-ME = peer_name(0, 1, "nonce")
-LAST = Contact(ME, Doing(12, "digest", 3))
 
 
 def invited(server: RegistryServer) -> Registry:
@@ -85,6 +84,7 @@ def test_the_last_word_comes_before_the_goodbye(server: RegistryServer) -> None:
 
 
 def test_the_last_word_is_said_again_until_the_registry_hears_it(server: RegistryServer) -> None:
+    """The registry is away when it is said first."""
     registry = invited(server)
     is_unheard = threading.Event()
     registrar = registrar_of(server, lambda call: is_unheard.set())
