@@ -75,6 +75,7 @@ class Verdict:
         if label.shard is not None:
             causes.append("something that the dataset or the model keeps, other than buffers")
             causes.append("an operation of your own without a deterministic form")
+            causes.append("memory, as torch.empty gives it, that is read and was never written")
         elif label.step is not None:
             causes.append("something that the optimizer or scheduler keeps out of state_dict()")
         else:

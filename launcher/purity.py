@@ -3,8 +3,8 @@
 The answer to `inquiry.ask("launcher.purity", …)` is how many shards and steps were computed; the
 arrays go to another file, which `evidence.py` compares. The second process does not do what the
 first one does: it takes a step and puts it back, as each joiner of a run does, then computes the
-shards in another order, and one of them twice. None of that may matter, since a contribution
-depends on nothing but the state, the shard and the step.
+shards in another order, and one of them twice; and it has torch fill what it takes of memory. None
+of that may matter, since a contribution depends on nothing but the state, the shard and the step.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def compute(request: JobRequest, file: Path, disturbed: bool) -> dict[str, Any]:
         with blamed_on(job, "its state was built"):
             state = TrainingState(task)
             algorithm = GradientAveraging(task, state, plan)
+        algorithm.fills_memory = disturbed
         _add_state(evidence, state, None)
         with blamed_on(job, "its first batch was computed"):
             algorithm.try_smallest_batch(_nothing)

@@ -26,7 +26,7 @@ from p2p.collectives.memory import Memory, PlainMemory
 from p2p.flat import Entry
 from p2p.handout import PART_ELEMENTS, GradientInPieces, HandingOut
 from p2p.plan import Plan
-from p2p.seeding import NO_SHARD, same_arithmetic, seeded
+from p2p.seeding import NO_SHARD, same_arithmetic, seeded, unfilled_memory
 from p2p.state import TrainingState
 from p2p.task import Task
 
@@ -81,6 +81,8 @@ class GradientAveraging:
         self.plan = plan
         self.memory: Memory = PlainMemory()
         """Where contributions lie."""
+        self.fills_memory = False
+        """Whether torch fills memory that it takes, which takes time, and shows who reads it."""
         flat = state.flat
         if not flat.trainable:
             raise InvalidTask("the model has no parameter that requires a gradient")
@@ -120,11 +122,15 @@ class GradientAveraging:
         self._advance_buffers(mean, state.flat.memory, 0)
         means = torch.from_numpy(gradient)
         try:
-            for part, mark in zip(self._gradients, marks, strict=True):
-                # a copy, since an optimizer may change gradients in place and the mean is kept to
-                # be sent; one by one, they lie where those of the backward pass lay
-                part.entry.tensor.grad = part.view(means).clone() if mark > 0 else None
-            with seeded(self.task.seed, state.step, NO_SHARD), torch.enable_grad():
+            with (
+                self._memory_as_wanted(),
+                seeded(self.task.seed, state.step, NO_SHARD),
+                torch.enable_grad(),
+            ):
+                for part, mark in zip(self._gradients, marks, strict=True):
+                    # a copy, since an optimizer may change gradients in place and the mean is kept
+                    # to be sent; one by one, they lie where those of the backward pass lay
+                    part.entry.tensor.grad = part.view(means).clone() if mark > 0 else None
                 state.optimizer.step()
         finally:
             self._drop_gradients()
@@ -166,23 +172,30 @@ class GradientAveraging:
     def rehearse(self, on_progress: Progress) -> bool:
         """Computes the smallest micro-batch, and one contribution twice, once handing out parts.
 
+        The second time, what torch takes of memory is filled, so that a job which reads what was
+        never written computes something else than the first time.
+
         Returns whether parts can be handed out. Raises as `try_smallest_batch`, and ImpureTask when
         the contributions differ. Leaves the state untouched.
         """
         self.try_smallest_batch(on_progress)
         can_hand_out = True
         whole = self.contribution(0, on_progress)
+        self.fills_memory = True
         try:
             handed_out = self.contribution(0, on_progress, lambda *_: None)
         except GradientInPieces:
             can_hand_out, handed_out = False, self.contribution(0, on_progress)
+        finally:
+            self.fills_memory = False
         first, second = self.tensors(whole), self.tensors(handed_out)
         for name, values in first.items():
             if values.tobytes() != second[name].tobytes():
                 raise ImpureTask(
                     f"two computations of one contribution differ, first in the {name}: the job "
                     "keeps something between samples or batches besides parameters and buffers, "
-                    "such as a generator or a counter of its own; 'p2p-launch check' says more"
+                    "such as a generator or a counter of its own, or reads memory that was never "
+                    "written; 'p2p-launch check' says more"
                 )
         return can_hand_out
 
@@ -236,6 +249,7 @@ class GradientAveraging:
         try:
             with (
                 flat.untouched() as buffers,
+                self._memory_as_wanted(),
                 seeded(self.task.seed, step, shard),
                 torch.enable_grad(),
             ):
@@ -334,6 +348,9 @@ class GradientAveraging:
     def _split_marks(self, vector: Vector) -> tuple[Vector, Vector]:
         middle = self._marks + len(self._gradients)
         return vector[self._marks : middle], vector[middle:-1]
+
+    def _memory_as_wanted(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.fills_memory else unfilled_memory()
 
     def _drop_gradients(self) -> None:
         for part in self._gradients:

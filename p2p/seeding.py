@@ -21,6 +21,7 @@ from hashlib import shake_256
 
 import numpy as np
 import torch
+from torch.utils import deterministic as torch_deterministic
 
 from fault.errors import InvalidTask
 
@@ -99,6 +100,21 @@ def configure_determinism(threads: int) -> None:
     torch.set_default_dtype(torch.float32)
     torch.set_float32_matmul_precision("highest")
     same_arithmetic()
+
+
+@contextmanager
+def unfilled_memory() -> Iterator[None]:
+    """Inside, torch leaves memory that it takes as it is, until something is written to it.
+
+    With deterministic algorithms it would fill it first, with NaN or the largest integer, for the
+    sake of programs that read what they never wrote.
+    """
+    before = torch_deterministic.fill_uninitialized_memory
+    torch_deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch_deterministic.fill_uninitialized_memory = before
 
 
 def same_arithmetic() -> None:

@@ -43,6 +43,8 @@ class Rows(torch.utils.data.Dataset):
             x = x + self.reads
         if self.kind == "own":
             x = x + own.random()
+        if self.kind == "unwritten":
+            x = x + torch.empty(x.shape)
         if self.kind == "global":
             x = x + random.random() + torch.rand(())
         if self.kind == "cache":
@@ -150,7 +152,7 @@ def test_a_model_that_begins_otherwise_each_time(job: Path, tmp_path: Path, kind
     assert (listed[0]["differing"], listed[0]["values"]) == (2, 2)
 
 
-@pytest.mark.parametrize("kind", ["own", long("counter"), long("cache")])
+@pytest.mark.parametrize("kind", ["own", *map(long, ("counter", "cache", "unwritten"))])
 def test_a_dataset_with_a_memory_of_its_own(job: Path, tmp_path: Path, kind: str) -> None:
     """Tensor, shard and step of the contribution are named."""
     listed = found(check(tmp_path, job, "--set", f"kind={kind}", "--json"))

@@ -713,6 +713,49 @@ def test_a_rehearsal_finds_a_job_with_a_memory_of_its_own() -> None:
         setting.algorithm.rehearse(nothing)
 
 
+class ReadsWhatItNeverWrote(nn.Module):
+    """In the forward pass, in the backward pass, or nowhere."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.where = where
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.where == "forward":
+            x = x + torch.empty(6)
+        out: Tensor = self.layer(x)
+        if self.where == "backward":
+            out.register_hook(lambda gradient: gradient + torch.empty(3))
+        return out
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", ""])
+def test_a_rehearsal_finds_what_reads_memory_that_was_never_written(where: str) -> None:
+    """Its bits would be those of whatever lay there."""
+    setting = Setting(ReadsWhatItNeverWrote(where))
+    if not where:
+        assert setting.algorithm.rehearse(nothing)
+        return
+    with pytest.raises(ImpureTask, match=r"first in the gradient of 'layer.weight': .*never writt"):
+        setting.algorithm.rehearse(nothing)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_memory_is_filled_but_within_steps() -> None:
+    """A model that is not initialised is the same, and no number, in each process."""
+    fills: list[bool] = []
+
+    class Looking(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            fills.append(torch.utils.deterministic.fill_uninitialized_memory)
+            return super().forward(x)
+
+    setting = Setting(Looking(6, 3))
+    setting.algorithm.apply(setting.algorithm.contribution(0, nothing))
+    assert fills == [False] and torch.empty(4).isnan().all()
+
+
 def test_every_part_of_a_contribution_has_a_name() -> None:
     """Whatever differs between two contributions can be told in words."""
     algorithm = Setting(Stateful()).algorithm
