@@ -18,10 +18,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import shake_256
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import deterministic as torch_deterministic
 
 from fault.errors import InvalidTask
 
@@ -109,12 +109,13 @@ def unfilled_memory() -> Iterator[None]:
     With deterministic algorithms it would fill it first, with NaN or the largest integer, for the
     sake of programs that read what they never wrote.
     """
-    before = torch_deterministic.fill_uninitialized_memory
-    torch_deterministic.fill_uninitialized_memory = False
+    settings: Any = torch.utils.deterministic  # whose types do not name this one
+    before = settings.fill_uninitialized_memory
+    settings.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch_deterministic.fill_uninitialized_memory = before
+        settings.fill_uninitialized_memory = before
 
 
 def same_arithmetic() -> None:
