@@ -6,12 +6,11 @@ boots that fail and of a run that stands still. What follows from these is `revi
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Mapping
+from typing import Any
 
-from fault.errors import PlatformUnavailable
 from fault.records import Peer
 from fault.registry import Registry
-from launcher.emulator_client import EmulatorClient
 from launcher.revival import Boots, Standstill
 
 BLAME_SECONDS = 6.0
@@ -29,7 +28,6 @@ class Blame:
         self._peers: dict[tuple[int, int], Peer] = {}
         """By (slot, generation): who claimed that grant."""
         self._causes: dict[Peer, tuple[str, float]] = {}
-        self._heard = 0
 
     def claimed(self, peer: Peer) -> None:
         slot, generation, _ = peer.split(".")
@@ -37,29 +35,22 @@ class Blame:
         if len(self._peers) > CLAIMS_KEPT:
             del self._peers[next(iter(self._peers))]
 
-    def emulator_restarted(self) -> None:
-        """A new one counts what ended from the start."""
-        self._heard = 0
-
-    def hear(self, emulator: EmulatorClient, step: int, now: float) -> None:
-        """Takes in what ended since the last time; `step` is the newest that was reached."""
-        with contextlib.suppress(PlatformUnavailable):  # it is being restarted
-            for ended in emulator.ended(self._heard):
-                self._heard = ended["index"]
-                event, cause = ended["event"] or {}, ended["cause"]
-                if cause == "ok" or "generation" not in event:
-                    continue
-                slot, generation = event["slot"], event["generation"]
-                out_of_memory = cause == "out of memory"
-                error = "OutOfMemory" if out_of_memory else "BootFailed"
-                self._boots.failed(f"{slot}.{generation}", ended.get("detail") or cause, error)
-                peer = self._peers.get((slot, generation))
-                if peer is None:
-                    continue
-                if out_of_memory or cause == "crash":
-                    self._standstill.died(peer, cause, step)
-                if out_of_memory:
-                    self._causes[peer] = cause, now + BLAME_SECONDS
+    def hear(self, ended: Mapping[str, Any], step: int, now: float) -> None:
+        """Takes in what the platform says of one; `step` is the newest that was reached."""
+        event, cause = ended["event"] or {}, ended["cause"]
+        if cause == "ok" or "generation" not in event:
+            return
+        slot, generation = event["slot"], event["generation"]
+        out_of_memory = cause == "out of memory"
+        error = "OutOfMemory" if out_of_memory else "BootFailed"
+        self._boots.failed(f"{slot}.{generation}", ended.get("detail") or cause, error)
+        peer = self._peers.get((slot, generation))
+        if peer is None:
+            return
+        if out_of_memory or cause == "crash":
+            self._standstill.died(peer, cause, step)
+        if out_of_memory:
+            self._causes[peer] = cause, now + BLAME_SECONDS
 
     def tell(self, registry: Registry, now: float) -> None:
         """Raises RegistryUnavailable; what was not told is told the next time."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from fault.errors import PlatformUnavailable
 
 # no proxy leads to loopback
+WAIT_S = 10.0
+LISTEN_AGAIN_S = 0.25
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -24,9 +29,12 @@ class EmulatorClient:
         found: list[dict[str, Any]] = self._call("/mayfly/sandboxes")
         return found
 
-    def ended(self, after: int) -> list[dict[str, Any]]:
-        """The invocations that ended since the one with this index."""
-        found: list[dict[str, Any]] = self._call(f"/mayfly/ended?after={after}")
+    def ended(self, after: int, wait_s: float) -> list[dict[str, Any]]:
+        """The invocations that ended since the one with this index.
+
+        If there are none, waits for one up to `wait_s`, which the client's own timeout must exceed.
+        """
+        found: list[dict[str, Any]] = self._call(f"/mayfly/ended?after={after}&wait={wait_s}")
         return found
 
     def kill(self, slot: int) -> None:
@@ -47,3 +55,39 @@ class EmulatorClient:
                 return json.loads(answer.read())
         except (OSError, ValueError) as error:
             raise PlatformUnavailable(f"the emulator at {self.endpoint}: {error}") from error
+
+
+class Listener:
+    """Hears of the invocations that end at one emulator, as soon as they do, in its own thread.
+
+    A new emulator counts them from the start, so it needs a new listener.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._emulator = EmulatorClient(endpoint, timeout_s=2 * WAIT_S)
+        self._heard: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self._closed = threading.Event()
+        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+
+    def heard(self) -> list[dict[str, Any]]:
+        """Those that ended since the last call."""
+        found = []
+        with suppress(Empty):
+            while True:
+                found.append(self._heard.get_nowait())
+        return found
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _listen(self) -> None:
+        last = 0
+        while not self._closed.is_set():
+            ended = []
+            with suppress(PlatformUnavailable):  # it is ending, or being restarted
+                ended = self._emulator.ended(last, WAIT_S)
+            for each in ended:
+                self._heard.put(each)
+                last = each["index"]
+            if not ended:
+                self._closed.wait(LISTEN_AGAIN_S)

@@ -36,7 +36,7 @@ from fault.errors import (
 from fault.records import Outcome, Snapshot, Timing
 from fault.registry import Event, Registry
 from launcher.blame import Blame
-from launcher.emulator_client import EmulatorClient
+from launcher.emulator_client import Listener
 from launcher.home import RunFolder, writing_to
 from launcher.inquiry import report
 from launcher.inviting import invite
@@ -96,6 +96,7 @@ class Supervisor:
         """Starts everything; returns when the run has ended, one way or another."""
         self._check_room()
         self._processes.start()
+        self._listener = Listener(self._processes.endpoint)
         reopen(self._folder, self._registry, self._timing)
         self._processes.announce()
         self._evaluate_again()
@@ -115,7 +116,8 @@ class Supervisor:
         snapshot = self._registry.read()
         self._read_events()
         now = time.monotonic()
-        self._blame.hear(EmulatorClient(self._processes.endpoint), self._story.step, now)
+        for ended in self._listener.heard():
+            self._blame.hear(ended, self._story.step, now)
         self._blame.tell(self._registry, now)
         self._keep_going(snapshot)
         abandoned = not self._story.created_at and os.getppid() != self._plan["launcher"]
@@ -127,7 +129,8 @@ class Supervisor:
         return True
 
     def _emulator_restarted(self) -> None:
-        self._blame.emulator_restarted()
+        self._listener.close()
+        self._listener = Listener(self._processes.endpoint)
         self._revival.platform_died()
         self._evaluate_again()
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from fault.errors import InputError, PlatformUnavailable
+from launcher.emulator_client import Listener
 from launcher.platform import Platform
 
 PATIENCE_S = 30.0
@@ -97,6 +98,29 @@ def test_an_event_reaches_the_function(emulator: Running) -> None:
     payload = {"run": "r", "slot": 2, "folder": "/ö", "predecessor": None}
     Platform("plain", emulator.endpoint).invoke(payload)
     assert [record["event"] for record in emulator.ended(1)] == [payload]
+
+
+def _next_word(listener: Listener) -> list[str]:
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        if found := listener.heard():
+            return [record["event"]["word"] for record in found]
+        time.sleep(0.01)
+    raise TimeoutError("nothing was heard")
+
+
+def test_who_listens_hears_of_every_end_once(emulator: Running) -> None:
+    """Of those before it began too, in their order; and waiting, as soon as there is one."""
+    platform = Platform("plain", emulator.endpoint)
+    platform.invoke({"word": "early"})
+    emulator.ended(1)
+    listener = Listener(emulator.endpoint)
+    assert _next_word(listener) == ["early"]
+    for word in ("second", "third"):
+        platform.invoke({"word": word})
+        assert _next_word(listener) == [word]
+    listener.close()
+    assert listener.heard() == []
 
 
 def test_a_function_invokes_its_successor(emulator: Running) -> None:
