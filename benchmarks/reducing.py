@@ -64,6 +64,7 @@ class Mayfly:
         self._view = View(0, "benchmark", members, members, size)
         self._collective = collective
         self._compress = compress
+        self._within_host = direct.startswith("ipc:")
         if compress != "none":
             import torch
 
@@ -95,7 +96,15 @@ class Mayfly:
     def prepare(self, length: int) -> None:
         size = len(self._view.members)
         shape = Shape.of(
-            self._collective, self._compress, size, 1 << 60, length, length, SEGMENT_BYTES, seed=0
+            self._collective,
+            self._compress,
+            size,
+            1 << 60,
+            length,
+            length,
+            SEGMENT_BYTES,
+            seed=0,
+            within_host=self._within_host,
         )
         self._batch += 1
         self._vectors = [self._pool.take(length) for _ in range(KEPT)]

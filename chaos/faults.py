@@ -6,7 +6,9 @@ A fault lasts from `at` for `lasts` seconds of virtual time. What the kinds mean
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from p2p.collectives.schedule import ALLGATHER
 
 KINDS = {
     "crash": "the processes of these slots die",
@@ -95,7 +97,7 @@ def draw_schedule(seed: int) -> Schedule:
     peers = shards if large or draw.random() < 0.6 else draw.randint(2, shards)
     limited = draw.random() < 0.15
     count = draw.choice([1, 1, 2, 2, 3, 4, 6])
-    return Schedule(
+    schedule = Schedule(
         seed=seed,
         peers=peers,
         shards=shards,
@@ -113,6 +115,9 @@ def draw_schedule(seed: int) -> Schedule:
         handover_stagger=draw.choice([0.0, 1.0]) if limited else 1.0,
         compress=draw.choice(["none", "none", "bf16", "int8"]),
     )
+    if seed % 2 and schedule.collective == "direct" and schedule.compress == "none":
+        return replace(schedule, collective=ALLGATHER)
+    return schedule
 
 
 def _draw_fault(draw: random.Random, peers: int, shards: int, until: float) -> Fault:

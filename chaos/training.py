@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 
 from p2p.collectives.compression import Packing, compression
-from p2p.collectives.executor import Executor
 from p2p.collectives.memory import Vector
 from p2p.collectives.schedule import make_schedule, make_units
 from p2p.steps import Shape
@@ -55,7 +54,7 @@ def reference(
     for step in range(steps):
         draw = np.random.default_rng([step, zlib.crc32(state)])
         mine = [draw.standard_normal(length).astype(np.float32) for _ in range(shards)]
-        executor = Executor(schedule, units, length, packing=packing, step=step)
+        executor = shape.executor(step)
         executor.play(range(shards))
         for shard, vector in enumerate(mine):
             executor.contribute(shard, vector.copy())

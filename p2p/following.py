@@ -127,7 +127,7 @@ class Follower:
         if (total.step, total.digest) != (self._step, self._digest) or self._applying is not None:
             return
         if self._executor is None:
-            self._executor = Executor(self._shape.schedule, self._shape.units, self._shape.length)
+            self._executor = self._shape.executor()
         if not self._executor.receive_total(total.unit, total.payload):
             return
         self._window -= 1

@@ -260,6 +260,7 @@ class _Peer:
             gradient_length=gradient_length,
             segment_bytes=spec.segment_bytes,
             seed=spec.seed,
+            within_host=spec.is_within_host,
         )
         core = self.core = Core(
             self.me,

@@ -120,6 +120,11 @@ class RunSpec:
         """Whether peers need the run's keys."""
         return self.links == "direct" or any(each.startswith("tcp:") for each in self.relays)
 
+    @property
+    def is_within_host(self) -> bool:
+        """Whether long vectors go from peer to peer through shared memory."""
+        return self.links == "auto" and not self.is_on_tcp
+
     def listens_at(self, peer: str, host: str) -> list[str]:
         """Where a peer takes what others send it past the relays; ZeroMQ endpoints."""
         if self.links == "direct":

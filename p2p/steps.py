@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from fault.records import AccusationKind, Peer, Timing, View
 from p2p.actions import Apply, Compute, Send
+from p2p.collectives.allgather import AllGather
 from p2p.collectives.compression import Packing, compression
 from p2p.collectives.executor import Executor
 from p2p.collectives.memory import Memory, PlainMemory, Vector
-from p2p.collectives.schedule import RING_TIMES, Schedule, Unit, make_units, schedule_for
+from p2p.collectives.schedule import ALLGATHER, RING_TIMES, Schedule, Unit, make_units, schedule_for
 from p2p.messages import Ask, NotYet, Segment, Total, Want
 
 ASK_LIMIT = 256
@@ -46,9 +47,10 @@ class Shape:
         gradient_length: int,
         segment_bytes: int,
         seed: int,
+        within_host: bool = False,
     ) -> Shape:
         """The first `gradient_length` elements of a contribution may be rounded on their way."""
-        schedule = schedule_for(collective, shards, length)
+        schedule = schedule_for(collective, shards, length, compress != "none", within_host)
         if compress == "none":
             longest = (RING_TIMES if schedule.name == "ring" else 1) * segment_bytes
             units = make_units(length, schedule.chunks, longest)
@@ -57,6 +59,18 @@ class Shape:
         units = make_units(length, schedule.chunks, segment_bytes, gradient_length, rounding.times)
         packing = Packing(rounding, units, gradient_length, seed)
         return cls(shards, steps, schedule, units, length, packing)
+
+    def executor(self, step: int = 0, memory: Memory | None = None) -> Executor:
+        if self.schedule.name == ALLGATHER:
+            return AllGather(self.schedule, self.units, self.length, memory)
+        return Executor(self.schedule, self.units, self.length, memory, self.packing, step)
+
+    def early_bytes(self, nodes: int) -> int:
+        """At most so much may come of the next step for a peer that plays so many nodes."""
+        if self.schedule.name == ALLGATHER:
+            return 4 * self.length * self.shards
+        # two vectors for each node, and as much for what may be adopted
+        return 4 * self.length * 2 * (nodes + 1)
 
 
 class Steps:
@@ -110,7 +124,7 @@ class Steps:
         self._early: dict[tuple[int, int, int, int], Segment] = {}
         """Segments that came before their step began here, or the view in which this peer plays
         their node; one for each hop."""
-        self._early_room = 8 * shape.length
+        self._early_room = shape.early_bytes(0)
         """So many bytes may still be kept."""
         self._asked_at = 0.0
         self._unanswered: dict[Peer, float] = {}
@@ -153,22 +167,13 @@ class Steps:
             or not 0 <= self.step < self.shape.steps
         ):
             return
-        shape = self.shape
-        self.executor = Executor(
-            shape.schedule,
-            shape.units,
-            shape.length,
-            self._memory,
-            shape.packing,
-            self.step,
-        )
+        self.executor = self.shape.executor(self.step, self._memory)
         self.executor.play(self.shards)
         self._sent.clear()
         self._busy.clear()
         self.moved_at = self.began_at = now
         early, self._early = self._early, {}
-        # two vectors for each node, and as much for what may be adopted
-        self._early_room = 4 * self.shape.length * 2 * (len(self.shards) + 1)
+        self._early_room = self.shape.early_bytes(len(self.shards))
         for segment in early.values():
             if segment.step == self.step:
                 self._take(segment)
@@ -196,11 +201,8 @@ class Steps:
         executor, view = self.executor, self.view
         assert executor is not None and view is not None
         for outgoing in executor.out:
-            total = outgoing.round >= self.shape.schedule.reduce_rounds
             player = view.players[outgoing.destination]
-            key = (outgoing.round, outgoing.unit, outgoing.destination, player)
-            if total:  # a peer needs it once, whichever of its nodes it is for
-                key = (-1, outgoing.unit, -1, player)
+            key = (*executor.identity(outgoing), player)
             if player != self.me and key not in self._sent:
                 self._sent.add(key)
                 if self._send_segment(outgoing.round, outgoing.unit, outgoing.destination, player):

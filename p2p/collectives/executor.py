@@ -205,6 +205,13 @@ class Executor:
     def complete(self) -> bool:
         return self._totals_missing == 0
 
+    def identity(self, outgoing: Outgoing) -> tuple[int, int, int]:
+        """Equal for those of which a peer needs one, whichever of its nodes they are for."""
+        round, unit, _, destination = outgoing
+        return (
+            (-1, unit, -1) if round >= self.schedule.reduce_rounds else (round, unit, destination)
+        )
+
     def payload(self, round: int, unit: int, node: int) -> Values | None:
         """The segment for `node` in `round`, if it is known here; a view that nothing changes."""
         if not (0 <= unit < len(self.units) and 0 <= node < self.schedule.nodes):

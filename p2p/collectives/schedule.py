@@ -6,7 +6,8 @@ Since an addition's operands and their order are in the schedule, the sum's bits
 else: not on which peer plays which node, and not on how often a hop was made.
 
 A node adds its reduce hops in the order of their rounds, hands the result on once, and later
-copies the total and spreads it. `ring.py`, `butterfly.py` and `direct.py` only generate schedules.
+copies the total and spreads it. `ring.py`, `butterfly.py` and `direct.py` only generate schedules;
+`allgather.py` has an executor of its own.
 """
 
 from __future__ import annotations
@@ -25,8 +26,14 @@ GENERATORS: dict[str, Callable[[int], tuple[int, list[Hop]]]] = {
     "butterfly": butterfly_hops,
     "direct": direct_hops,
 }
-
-
+ALLGATHER = "allgather"
+ALLGATHER_NODES = 8
+"""With more, each would make too many additions."""
+MORE_BYTES = 96 << 10
+"""So many more than with direct each may receive for the sake of one hop less: what a link of 600
+Mbit/s carries in 1.3 ms, and a hop takes about as long."""
+MORE_BYTES_WITHIN_HOST = 2 << 20
+"""Where they are in shared memory, and it is the additions that cost."""
 SHORT_BYTES = 4 << 20
 """Up to here direct's two hops are faster than the ring's many."""
 RING_TIMES = 2
@@ -81,7 +88,9 @@ class Unit:
 
 @lru_cache(maxsize=32)
 def make_schedule(name: str, nodes: int) -> Schedule:
-    """The schedule of a `GENERATORS` over `nodes` shards, from 1 on."""
+    """The schedule of a `GENERATORS`, or `ALLGATHER`, over `nodes` shards, from 1 on."""
+    if name == ALLGATHER:
+        return _allgather(nodes)
     chunks, hops = GENERATORS[name](nodes)
     by_round = sorted(hops, key=lambda hop: hop.round)
     parts = []
@@ -92,15 +101,29 @@ def make_schedule(name: str, nodes: int) -> Schedule:
     return Schedule(name, nodes, chunks, tuple(parts), rounds)
 
 
-def schedule_for(collective: str, nodes: int, length: int) -> Schedule:
+def schedule_for(
+    collective: str, nodes: int, length: int, compressed: bool = False, within_host: bool = False
+) -> Schedule:
     """For vectors of `length` float32.
 
-    Ring and direct give the same bits but for compression, so a short one makes direct's two hops
-    instead of many.
+    Ring, direct and allgather give the same bits but for compression, so in place of the ring's
+    many hops a short one makes direct's two, or one.
     """
     if collective == "ring" and 4 * length <= SHORT_BYTES:
-        return make_schedule("direct", nodes)
+        more_bytes = 4 * length * (nodes - 1) * (nodes - 2) // nodes
+        limit = MORE_BYTES_WITHIN_HOST if within_host else MORE_BYTES
+        is_short = nodes <= ALLGATHER_NODES and more_bytes <= limit
+        return make_schedule(ALLGATHER if is_short and not compressed else "direct", nodes)
     return make_schedule(collective, nodes)
+
+
+def _allgather(nodes: int) -> Schedule:
+    """One chunk, of which each node hears from all others; the round is the other's number."""
+    parts = []
+    for node in range(nodes):
+        others = [(other, other) for other in range(nodes) if other != node]
+        parts.append(Part(adds=tuple(others), result=None, copy=None, spread=()))
+    return Schedule(ALLGATHER, nodes, 1, (tuple(parts),), reduce_rounds=nodes)
 
 
 def _part(node: int, hops: list[Hop]) -> Part:

@@ -46,9 +46,10 @@ _SEALS = (
 )
 MAPPED_LIMIT = 256
 """Blocks of others that are kept mapped,"""
-MAPPED_STEPS = 4
-"""and for so long after they were last read: their owner may be dead, and its memory is not free
-before."""
+MAPPED_STEPS = 16
+"""and for so long after they were last read, since to read them after mapping them anew costs page
+faults: a block may hold vectors that nobody reads for some steps. If their owner is dead, its
+memory is not free before."""
 
 
 class Gone(Malformed):

@@ -33,7 +33,7 @@ def test_the_sample_has_every_kind_of_fault() -> None:
     """No kind of fault is left out of the seeds that are always played."""
     schedules = [draw_schedule(seed) for seed in range(400)]
     assert {fault.kind for each in schedules for fault in each.faults} == set(KINDS)
-    assert {each.collective for each in schedules} == {"ring", "butterfly", "direct"}
+    assert {each.collective for each in schedules} == {"ring", "butterfly", "direct", "allgather"}
     assert {each.peers for each in schedules} >= {2, 3, 4, 5, 6, 8, 32}
     assert any(each.handover_margin_s > 0 for each in schedules)
     assert any(not each.handover_stagger for each in schedules)

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import pytest
 
+from p2p.collectives.allgather import AllGather
 from p2p.collectives.compression import Packing, compression
 from p2p.collectives.executor import Executor, Missing, Outgoing, Values
 from p2p.collectives.memory import Vector
-from p2p.collectives.schedule import GENERATORS, make_schedule, make_units
+from p2p.collectives.schedule import ALLGATHER, GENERATORS, make_schedule, make_units
 
 COUNTS = (*range(1, 18), 64)
 SEGMENT_BYTES = 16
 KINDS = ("bf16", "int8")
-COMPRESSED = pytest.mark.parametrize("compress", ["none", *KINDS])
-BOTH = pytest.mark.parametrize("name", sorted(GENERATORS))
+NAMES = (ALLGATHER, *sorted(GENERATORS))
+ALL = pytest.mark.parametrize("name", NAMES)
+COMPRESSED = pytest.mark.parametrize(
+    ("name", "compress"),
+    [(ALLGATHER, "none"), *product(sorted(GENERATORS), ("none", *KINDS))],
+)
 
 
 def contributions(nodes: int, length: int) -> list[Vector]:
@@ -52,11 +58,18 @@ def butterfly_mean(inputs: list[Vector]) -> Vector:
     return row[0]
 
 
-MEANS = {"ring": ring_mean, "butterfly": butterfly_mean, "direct": ring_mean}
+MEANS = {
+    "ring": ring_mean,
+    "butterfly": butterfly_mean,
+    "direct": ring_mean,
+    ALLGATHER: ring_mean,
+}
 
 
 def new_executor(name: str, nodes: int, length: int, compress: str = "none") -> Executor:
     schedule = make_schedule(name, nodes)
+    if name == ALLGATHER:
+        return AllGather(schedule, make_units(length, 1, SEGMENT_BYTES), length)
     if compress == "none":
         return Executor(schedule, make_units(length, schedule.chunks, SEGMENT_BYTES), length)
     gradients = length - length // 4
@@ -252,7 +265,7 @@ class Cluster:
 # --- without faults --------------------------------------------------------------------------
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("nodes", COUNTS)
 def test_one_peer_that_plays_everything_gets_the_documented_sum(name: str, nodes: int) -> None:
     """Without a single message the mean is the reference's, for lengths below V and above."""
@@ -274,7 +287,6 @@ def test_the_order_of_additions_can_be_seen_in_the_bits() -> None:
     assert len(means | {np.sum(inputs, axis=0, dtype=np.float32).tobytes()}) == 3
 
 
-@BOTH
 @COMPRESSED
 @pytest.mark.parametrize("nodes", COUNTS)
 def test_any_partition_and_any_order_of_delivery_gives_the_same_bits(
@@ -295,7 +307,6 @@ def test_any_partition_and_any_order_of_delivery_gives_the_same_bits(
 # --- with faults -----------------------------------------------------------------------------
 
 
-@BOTH
 @COMPRESSED
 @pytest.mark.parametrize("nodes", COUNTS)
 def test_losses_doubles_and_views_do_not_change_a_bit(name: str, nodes: int, compress: str) -> None:
@@ -313,7 +324,7 @@ def test_losses_doubles_and_views_do_not_change_a_bit(name: str, nodes: int, com
         cluster.check()
 
 
-@BOTH
+@ALL
 def test_who_comes_when_the_others_are_done_gets_the_mean(name: str) -> None:
     """A newcomer in a step that everyone else has finished is served from their totals."""
     cluster = Cluster(name, contributions(6, 40), random.Random(1))
@@ -356,6 +367,42 @@ def test_after_a_view_ready_says_all_that_others_need_again() -> None:
     first = executor.payload(0, 0, 1)
     assert first is not None and first.tobytes() == inputs[0][:1].tobytes()
     assert executor.missing() == [Missing(2, 0, 2, 0), Missing(1, 1, 2, 0), Missing(0, 2, 2, 0)]
+
+
+# --- in one hop ------------------------------------------------------------------------------
+
+
+def test_in_one_hop_a_peer_needs_each_contribution_once() -> None:
+    """Whichever of its nodes it is sent to; and says which it lacks."""
+    executor = new_executor(ALLGATHER, 4, 4)
+    executor.play([1, 2])
+    assert executor.missing() == [Missing(0, 0, 0, 1), Missing(3, 0, 3, 1)]
+    vector = np.arange(4, dtype=np.float32)
+    executor.contribute(1, vector)
+    assert executor.out == [Outgoing(1, 0, 1, 0), Outgoing(1, 0, 1, 3)] == executor.ready()
+    assert len({executor.identity(each) for each in executor.out}) == 1
+    assert executor.receive(3, 0, 2, vector.tobytes())
+    assert not executor.receive(3, 0, 1, vector.tobytes())
+    assert executor.missing() == [Missing(0, 0, 0, 1)]
+    for round, unit, node, size in ((0, 1, 1, 16), (0, 0, 4, 16), (4, 0, 1, 16), (1, 0, 1, 16)):
+        assert not executor.receive(round, unit, node, bytes(size))
+    assert not executor.receive(0, 0, 1, bytes(12))
+
+
+def test_in_one_hop_only_what_was_computed_here_is_handed_on() -> None:
+    """What others sent may lie in their memory, and be another vector's by then."""
+    executor = new_executor(ALLGATHER, 3, 2)
+    executor.play([0])
+    mine, others = np.ones(2, np.float32), np.full(2, 5, np.float32)
+    executor.contribute(0, mine)
+    executor.receive(1, 0, 0, others.tobytes())
+    executor.play([0, 1])
+    assert executor.needs(1) and executor.payload(1, 0, 2) is None
+    executor.contribute(1, others)
+    handed_on = executor.payload(1, 0, 2)
+    assert handed_on is not None and handed_on.tolist() == [5.0, 5.0]
+    assert executor.receive(2, 0, 0, mine.tobytes()) and executor.complete
+    assert executor.mean.tolist() == [7.0, 7.0] and mine.tolist() == [1.0, 1.0]
 
 
 # --- with compression ------------------------------------------------------------------------
@@ -437,7 +484,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_without_neighbours_nothing_can_arrive() -> None:
     """A run of one shard has no hops, so no segment fits it, whatever round it names."""
-    for name in sorted(GENERATORS):
+    for name in NAMES:
         executor = new_executor(name, 1, 4)
         executor.play([0])
         assert not executor.receive(0, 0, 0, bytes(16))

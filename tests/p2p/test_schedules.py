@@ -12,6 +12,7 @@ import pytest
 from p2p.collectives.hops import Hop
 from p2p.collectives.rounding import BLOCK
 from p2p.collectives.schedule import (
+    ALLGATHER,
     GENERATORS,
     SHORT_BYTES,
     make_schedule,
@@ -264,3 +265,26 @@ def test_a_short_vector_does_not_go_around_the_ring() -> None:
     assert schedule_for("ring", 4, elements).name == "direct"
     assert schedule_for("ring", 4, elements + 1).name == "ring"
     assert schedule_for("butterfly", 4, elements).name == "butterfly"
+
+
+@pytest.mark.parametrize(("within_host", "more"), [(False, 96 << 10), (True, 2 << 20)])
+def test_a_shorter_one_goes_one_hop(within_host: bool, more: int) -> None:
+    """As long as few enough peers receive few enough bytes more, and nothing is compressed."""
+    for nodes in (3, 4, 8):
+        elements = more * nodes // ((nodes - 1) * (nodes - 2)) // 4
+        assert schedule_for("ring", nodes, elements, within_host=within_host).name == ALLGATHER
+        longer = schedule_for("ring", nodes, elements + nodes, within_host=within_host)
+        assert longer.name == "direct"
+        compressed = schedule_for("ring", nodes, elements, True, within_host)
+        assert compressed.name == "direct"
+    assert schedule_for("ring", 9, 100, within_host=within_host).name == "direct"
+    assert schedule_for("direct", 4, 100, within_host=within_host).name == "direct"
+
+
+def test_in_one_hop_each_hears_from_all_others() -> None:
+    schedule = make_schedule(ALLGATHER, 5)
+    assert (schedule.chunks, schedule.reduce_rounds) == (1, 5)
+    for node, part in enumerate(schedule.parts[0]):
+        assert [source for _, source in part.adds] == [n for n in range(5) if n != node]
+        assert all(part.hears(round) == (round != node) for round in range(5))
+        assert part.result is part.copy is None and not part.spread
