@@ -2,8 +2,8 @@
 
     python -m benchmarks.compression --json
 
-Each example is trained with each `--compress`, the relays carrying all bytes so that they are
-counted where they go out. `bytes` are those of payloads per peer and step, beside those without
+Each example is trained with each `--compress` and the same collective, the relays carrying all
+bytes so that they are counted where they go out. `bytes` are those of payloads per peer and step, beside those without
 compression; `loss` is that of the last step, `metrics` what the job's own `evaluate` finds at the
 end. Faults would change none of it.
 """
@@ -29,6 +29,7 @@ def train(example: str, steps: int, compress: str, home: Path) -> dict[str, Any]
     job = Path(__file__).parents[1] / "examples" / f"{example}.py"
     command = ["p2p-launch", "run", str(job), "--json", "--quiet", "--home", str(home)]
     command += ["--peers", str(PEERS), "--links", "relay", "--compress", compress]
+    command += ["--collective", "direct"]  # the ring's short vectors go another way, uncompressed
     command += ["--set", f"steps={steps}"]
     ended = subprocess.run(command, check=True, capture_output=True, text=True)
     summary: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
