@@ -3,9 +3,9 @@
     python -m benchmarks.compression --json
 
 Each example is trained with each `--compress` and the same collective, the relays carrying all
-bytes so that they are counted where they go out. `bytes` are those of payloads per peer and step, beside those without
-compression; `loss` is that of the last step, `metrics` what the job's own `evaluate` finds at the
-end. Faults would change none of it.
+bytes so that they are counted where they go out. `bytes` are those of payloads per peer and step,
+beside those without compression; `loss` is that of the last step, `metrics` what the job's own
+`evaluate` finds at the end. Faults would change none of it.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ WORKLOADS = {
     f"{job}-{collective}": workload_of(job, steps, collective)
     for job, steps, collective in (
         *(("digits", 600, "direct"), ("digits", 600, "butterfly")),
-        *(("wide", 250, "ring"), ("charlm", 160, "butterfly")),
+        *(("wide", 250, "ring"), ("charlm", 160, "ring")),
     )
 }
 PAIRS = 100
