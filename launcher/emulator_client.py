@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import urllib.error
@@ -12,9 +13,11 @@ from typing import Any
 
 from fault.errors import PlatformUnavailable
 
-# no proxy leads to loopback
 WAIT_S = 10.0
+"""For news, in one request,"""
 LISTEN_AGAIN_S = 0.25
+"""and so long after one that brought none."""
+# no proxy leads to loopback
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -53,7 +56,7 @@ class EmulatorClient:
         try:
             with _OPENER.open(request, timeout=self._timeout_s) as answer:
                 return json.loads(answer.read())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise PlatformUnavailable(f"the emulator at {self.endpoint}: {error}") from error
 
 

@@ -116,8 +116,7 @@ class Supervisor:
         snapshot = self._registry.read()
         self._read_events()
         now = time.monotonic()
-        for ended in self._listener.heard():
-            self._blame.hear(ended, self._story.step, now)
+        self._hear(now)
         self._blame.tell(self._registry, now)
         self._keep_going(snapshot)
         abandoned = not self._story.created_at and os.getppid() != self._plan["launcher"]
@@ -128,7 +127,12 @@ class Supervisor:
         self._story.outcome = asdict(snapshot.outcome)
         return True
 
+    def _hear(self, now: float) -> None:
+        for ended in self._listener.heard():
+            self._blame.hear(ended, self._story.step, now)
+
     def _emulator_restarted(self) -> None:
+        self._hear(time.monotonic())
         self._listener.close()
         self._listener = Listener(self._processes.endpoint)
         self._revival.platform_died()

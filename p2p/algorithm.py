@@ -82,7 +82,7 @@ class GradientAveraging:
         self.memory: Memory = PlainMemory()
         """Where contributions lie."""
         self.fills_memory = False
-        """Whether torch fills memory that it takes, which takes time, and shows who reads it."""
+        """Whether torch fills memory that a contribution takes: slow, but it shows who reads it."""
         flat = state.flat
         if not flat.trainable:
             raise InvalidTask("the model has no parameter that requires a gradient")
@@ -122,15 +122,13 @@ class GradientAveraging:
         self._advance_buffers(mean, state.flat.memory, 0)
         means = torch.from_numpy(gradient)
         try:
-            with (
-                self._memory_as_wanted(),
-                seeded(self.task.seed, state.step, NO_SHARD),
-                torch.enable_grad(),
-            ):
+            with unfilled_memory():
                 for part, mark in zip(self._gradients, marks, strict=True):
                     # a copy, since an optimizer may change gradients in place and the mean is kept
                     # to be sent; one by one, they lie where those of the backward pass lay
                     part.entry.tensor.grad = part.view(means).clone() if mark > 0 else None
+            # filled: what an optimizer keeps is part of the state, whether it wrote to it or not
+            with seeded(self.task.seed, state.step, NO_SHARD), torch.enable_grad():
                 state.optimizer.step()
         finally:
             self._drop_gradients()
@@ -249,7 +247,7 @@ class GradientAveraging:
         try:
             with (
                 flat.untouched() as buffers,
-                self._memory_as_wanted(),
+                nullcontext() if self.fills_memory else unfilled_memory(),
                 seeded(self.task.seed, step, shard),
                 torch.enable_grad(),
             ):
@@ -348,9 +346,6 @@ class GradientAveraging:
     def _split_marks(self, vector: Vector) -> tuple[Vector, Vector]:
         middle = self._marks + len(self._gradients)
         return vector[self._marks : middle], vector[middle:-1]
-
-    def _memory_as_wanted(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.fills_memory else unfilled_memory()
 
     def _drop_gradients(self) -> None:
         for part in self._gradients:

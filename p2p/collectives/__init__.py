@@ -1,1 +1,1 @@
-"""Allreduce over shards: schedules are data (ring, butterfly, direct), one executor runs all."""
+"""Allreduce over shards: schedules are data, one executor runs all but allgather."""

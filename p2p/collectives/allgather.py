@@ -47,8 +47,13 @@ class AllGather(Executor):
         return outgoing.round, outgoing.unit, -1
 
     def payload(self, round: int, unit: int, node: int) -> Vector | None:
-        """Of contributions that were computed here: others' may lie in memory that is not ours."""
-        if not 0 <= unit < len(self.units) or not self._is_ready(round, self.units[unit]):
+        """Of contributions that were computed here: others' may lie in memory that is not ours.
+
+        So of a node whose peer died, an adopter computes it anew, whoever else has it.
+        """
+        if not (0 <= unit < len(self.units) and 0 <= node < self.schedule.nodes):
+            return None
+        if node == round or not self._is_ready(round, self.units[unit]):
             return None
         cut = self.units[unit]
         return self._sums[round][cut.start : cut.stop]

@@ -105,7 +105,7 @@ class Executor:
         return self._ready.get(node) != (0, len(self.mean)) and self._totals_missing > 0
 
     def contribute(self, node: int, vector: Vector) -> None:
-        """The node's own contribution; the executor adds to it in place from here on."""
+        """The node's own contribution; the executor may add to it in place from here on."""
         # a vector of one element would be broadcast, one of float64 rounded at other places
         assert vector.shape == self.mean.shape and vector.dtype == np.float32
         if self.needs(node):

@@ -46,10 +46,13 @@ _SEALS = (
 )
 MAPPED_LIMIT = 256
 """Blocks of others that are kept mapped,"""
-MAPPED_STEPS = 16
-"""and for so long after they were last read, since to read them after mapping them anew costs page
-faults: a block may hold vectors that nobody reads for some steps. If their owner is dead, its
-memory is not free before."""
+MAPPED_STEPS = 4
+"""and for so long after they were last read: their owner may be dead, and its memory is not free
+before."""
+SHORT_BLOCK_BYTES = 2 << 20
+SHORT_MAPPED_STEPS = 16
+"""Of short ones, which hold now and then a vector that nobody reads: mapped anew, they cost page
+faults."""
 
 
 class Gone(Malformed):
@@ -187,6 +190,8 @@ class _Mapped:
     def __init__(self, memory: mmap.mmap) -> None:
         self.bytes = memoryview(memory)
         self.used_at = 0
+        is_short = len(memory) <= SHORT_BLOCK_BYTES
+        self.kept_steps = SHORT_MAPPED_STEPS if is_short else MAPPED_STEPS
         self._generation = self.bytes[8:16].cast("Q")
 
     def holds(self, generation: int) -> bool:
@@ -235,7 +240,7 @@ class Reader:
         self._mapped = {
             key: mapped
             for key, mapped in self._mapped.items()
-            if step - mapped.used_at <= MAPPED_STEPS
+            if step - mapped.used_at <= mapped.kept_steps
         }
 
     def _find(self, reference: Reference) -> tuple[_Mapped, memoryview]:

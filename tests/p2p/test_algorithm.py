@@ -742,8 +742,8 @@ def test_a_rehearsal_finds_what_reads_memory_that_was_never_written(where: str) 
     assert torch.utils.deterministic.fill_uninitialized_memory
 
 
-def test_memory_is_filled_but_within_steps() -> None:
-    """A model that is not initialised is the same, and no number, in each process."""
+def test_memory_is_filled_but_for_contributions() -> None:
+    """A model that is not initialised, and what an optimizer keeps, are alike in each process."""
     fills: list[bool] = []
 
     class Looking(nn.Linear):
@@ -751,9 +751,17 @@ def test_memory_is_filled_but_within_steps() -> None:
             fills.append(torch.utils.deterministic.fill_uninitialized_memory)
             return super().forward(x)
 
-    setting = Setting(Looking(6, 3))
+    class Keeping(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for parameter in self.param_groups[0]["params"]:
+                self.state[parameter]["history"] = torch.empty(5, *parameter.shape)
+            return super().step(closure)
+
+    setting = Setting(Looking(6, 3), optimizer=lambda parameters: Keeping(parameters, 0.1))
     setting.algorithm.apply(setting.algorithm.contribution(0, nothing))
     assert fills == [False] and torch.empty(4).isnan().all()
+    kept = setting.state.optimizer.state.values()
+    assert all(each["history"].isnan().all() for each in kept) and len(kept) == 2
 
 
 def test_every_part_of_a_contribution_has_a_name() -> None:

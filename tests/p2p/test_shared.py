@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from p2p.transport.shared import MAPPED_STEPS, Gone, Pool, Reader, Reference
+from p2p.transport.shared import (
+    MAPPED_STEPS,
+    SHORT_BLOCK_BYTES,
+    SHORT_MAPPED_STEPS,
+    Gone,
+    Pool,
+    Reader,
+    Reference,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there is no memfd here")
 LENGTH = 50_000
@@ -25,11 +33,11 @@ def reference_of(pool: Pool, part: np.ndarray) -> Reference:  # type: ignore[typ
     return Reference.from_bytes(found.to_bytes())
 
 
-def owner(ours: Connection) -> None:
+def owner(ours: Connection, length: int = LENGTH) -> None:
     """Another process, which lends what it has until it is told to end."""
     pool = Pool()
-    vector = pool.take(LENGTH)
-    vector[:] = np.arange(LENGTH)
+    vector = pool.take(length)
+    vector[:] = np.arange(length)
     ours.send(reference_of(pool, vector[100:200]))
     ours.recv()
 
@@ -147,21 +155,24 @@ def mapped_bytes() -> int:
     return sum(int(stop, 16) - int(start, 16) for start, stop in ranges)
 
 
-def test_the_memory_of_who_sends_no_more_is_let_go() -> None:
+@pytest.mark.parametrize(
+    ("length", "steps"), [(1000, SHORT_MAPPED_STEPS), (SHORT_BLOCK_BYTES, MAPPED_STEPS)]
+)
+def test_the_memory_of_who_sends_no_more_is_let_go(length: int, steps: int) -> None:
     """A peer that died would keep its memory for as long as others have it mapped."""
     gc.collect()
     before = mapped_bytes()
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=owner, args=(there,))
+    process = multiprocessing.get_context("fork").Process(target=owner, args=(there, length))
     process.start()
     reader = Reader()
     reader.give_back(0)
     view = reader.view(here.recv())
     here.send("end")
     process.join()
-    reader.give_back(MAPPED_STEPS)
+    reader.give_back(steps)
     assert mapped_bytes() > before
-    reader.give_back(MAPPED_STEPS + 1)
+    reader.give_back(steps + 1)
     assert np.frombuffer(view, np.float32)[0] == 100  # what is in use stays
     del view
     gc.collect()
