@@ -61,6 +61,7 @@ class Shape:
         return cls(shards, steps, schedule, units, length, packing)
 
     def executor(self, step: int = 0, memory: Memory | None = None) -> Executor:
+        """One for this step; its number matters to what is compressed."""
         if self.schedule.name == ALLGATHER:
             return AllGather(self.schedule, self.units, self.length, memory)
         return Executor(self.schedule, self.units, self.length, memory, self.packing, step)

@@ -208,9 +208,9 @@ class Executor:
     def identity(self, outgoing: Outgoing) -> tuple[int, int, int]:
         """Equal for those of which a peer needs one, whichever of its nodes they are for."""
         round, unit, _, destination = outgoing
-        return (
-            (-1, unit, -1) if round >= self.schedule.reduce_rounds else (round, unit, destination)
-        )
+        if round >= self.schedule.reduce_rounds:
+            return -1, unit, -1
+        return round, unit, destination
 
     def payload(self, round: int, unit: int, node: int) -> Values | None:
         """The segment for `node` in `round`, if it is known here; a view that nothing changes."""
