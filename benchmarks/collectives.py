@@ -21,6 +21,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from typing import Any
 from benchmarks.floors import Rates, measure_rates
 from benchmarks.report import finish, say, surroundings, table, unwind_when_terminated
 from benchmarks.shaped import Star
-from p2p.transport.keys import PEER_FILE, new_keys, write_keys
+from p2p.transport.keys import PEER_FILE, RELAY_FILE, new_keys, write_keys
 
 PROCESSES = (2, 4, 8)
 SIZES = {
@@ -70,15 +71,18 @@ PLAIN = ("host", "tcp", "relay")
 class Group:
     """The processes that sum together, ready for any number of vectors.
 
-    In a `star`, each is on a machine of its own, and listens there.
+    In a `star`, each is on a machine of its own, and listens there if it `listens`.
     """
 
-    def __init__(self, size: int, *options: str, star: Star | None = None) -> None:
+    def __init__(
+        self, size: int, *options: str, star: Star | None = None, listens: bool = True
+    ) -> None:
         before: list[list[str]] = [[] for _ in range(size)]
         after: list[list[str]] = [[] for _ in range(size)]
         if star is not None:
             before = [["ip", "netns", "exec", each] for each in star.namespaces]
-            after = [["--direct", f"tcp://{host}:*"] for host in star.hosts]
+            if listens:
+                after = [["--direct", f"tcp://{host}:*"] for host in star.hosts]
         self._processes = [
             subprocess.Popen(
                 [
@@ -138,12 +142,19 @@ class Group:
 
 
 class Relay:
-    """A relay of ours, in its own process, on a Unix socket."""
+    """A relay of ours, in its own process: on a Unix socket, or at `host` with keys of `folder`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.endpoint = f"ipc://{folder}/relay.sock"
-        command = [sys.executable, "-m", "p2p.transport.relay", "--bind", self.endpoint]
-        self._process = subprocess.Popen(command)
+    def __init__(self, folder: Path, host: str = "") -> None:
+        ready = folder / "relay"
+        options = ["--bind", f"tcp://{host}:*" if host else f"ipc://{folder}/relay.sock"]
+        options += ["--keys", str(folder / RELAY_FILE)] if host else []
+        command = [sys.executable, "-m", "p2p.transport.relay", "--ready-file", str(ready)]
+        self._process = subprocess.Popen([*command, *options])
+        while not ready.exists():
+            if self._process.poll() is not None:
+                raise SystemExit(f"the relay ended with {self._process.returncode}")
+            time.sleep(0.01)
+        self.endpoint = ready.read_text().strip()
 
     def __enter__(self) -> Relay:
         return self

@@ -58,10 +58,10 @@ class Shaped(_Network):
     far_host = FAR_HOST
 
     def __init__(self, megabit: int) -> None:
-        self._megabit = megabit
+        self.megabit = megabit
 
     def _lay(self) -> None:
-        inside, shape = f"ip -n {NAMESPACE}", _shape(self._megabit)
+        inside, shape = f"ip -n {NAMESPACE}", _shape(self.megabit)
         _run(
             f"ip netns add {NAMESPACE}",
             f"ip link add {NEAR} type veth peer name {FAR} netns {NAMESPACE}",
@@ -79,16 +79,25 @@ class Shaped(_Network):
 
 
 class Star(_Network):
-    """So many machines, each with a link to one switch that carries so much in each direction."""
+    """So many machines, each with a link to one switch that carries so much in each direction.
+
+    At the switch, where `hub` is, links end that nothing shapes.
+    """
+
+    hub = "10.254.78.254"
 
     def __init__(self, machines: int, megabit: int) -> None:
         self.namespaces = [f"mayfly-star-{number}" for number in range(machines)]
         self.hosts = [f"10.254.78.{1 + number}" for number in range(machines)]
-        self._megabit = megabit
+        self.megabit = megabit
 
     def _lay(self) -> None:
-        shape = _shape(self._megabit)
-        _run(f"ip link add {SWITCH} type bridge", f"ip link set {SWITCH} up")
+        shape = _shape(self.megabit)
+        _run(
+            f"ip link add {SWITCH} type bridge",
+            f"ip addr add {self.hub}/24 dev {SWITCH}",
+            f"ip link set {SWITCH} up",
+        )
         for number, (namespace, host) in enumerate(zip(self.namespaces, self.hosts, strict=True)):
             inside, port = f"ip -n {namespace}", f"mayfly-port-{number}"
             _run(

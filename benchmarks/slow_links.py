@@ -4,10 +4,11 @@
 
 Four processes sum a vector of 47 MB, each in a network namespace whose link carries 600 Mbit/s in
 each direction, as a function's does; their bytes go over TCP from process to process, encrypted as
-in a run. Whatever the collective, each has to send 2 (N - 1) / N of the vector, and to receive as
-much, so the least time is that at the rate of one TCP stream over such a link, measured in the same
-run. `of_link` is this least time's share in the time that it took; the median of the samples. With
-compression less has to be sent, so there it may be more than 1. Needs root, `ip` and `tc`.
+in a run, or (`relay`) through a relay that has as many such links. Whatever the collective, each
+has to send 2 (N - 1) / N of the vector, and to receive as much, so the least time is that at the
+rate of one TCP stream over such a link, measured in the same run. `of_link` is this least time's
+share in the time that it took; the median of the samples. With compression less has to be sent, so
+there it may be more than 1. Needs root, `ip` and `tc`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +30,8 @@ from p2p.transport.keys import PEER_FILE, new_keys, write_keys
 
 MACHINES = 4
 MEGABIT = 600
-STREAM_BYTES = 150_000_000
+STREAM_S = 2
+MEGABIT_BYTES = 125_000
 POUR = """
 import socket, sys
 with socket.create_server((sys.argv[1], 7777)) as server:
@@ -55,7 +58,9 @@ def stream(star: Star) -> float:
         command = ["ip", "netns", "exec", star.namespaces[machine], sys.executable, "-c", code]
         return [*command, star.hosts[0], *arguments]
 
-    pouring = subprocess.Popen(inside(0, POUR, str(STREAM_BYTES)), stdout=subprocess.PIPE)
+    pouring = subprocess.Popen(
+        inside(0, POUR, str(STREAM_S * star.megabit * MEGABIT_BYTES)), stdout=subprocess.PIPE
+    )
     assert pouring.stdout is not None
     pouring.stdout.readline()
     drained = subprocess.run(inside(1, DRAIN), check=True, capture_output=True)
@@ -63,44 +68,68 @@ def stream(star: Star) -> float:
     return float(drained.stdout)
 
 
-def measure(star: Star, collective: str, compress: str, samples: int) -> list[float]:
+@dataclass(frozen=True, slots=True)
+class Setting:
+    collective: str
+    compress: str = "none"
+    way: str = "direct"
+
+    @property
+    def name(self) -> str:
+        others = [each for each in (self.compress, self.way) if each not in ("none", "direct")]
+        return "_".join([self.collective, *others])
+
+
+def measure(star: Star, setting: Setting, samples: int) -> list[float]:
     """Seconds of each sum."""
-    with tempfile.TemporaryDirectory() as folder, Relay(Path(folder)) as relay:
-        # the relay, through which links are made, has a Unix socket, which no link shapes
-        options = ["--relay", relay.endpoint, "--collective", collective, "--compress", compress]
-        write_keys(new_keys(), Path(folder))
-        options += ["--keys", str(Path(folder) / PEER_FILE)]
-        with Group(MACHINES, *options, star=star) as group:
-            group.prepare(SIZES["47MB"])
-            group.sample(1)
-            return [group.sample(1) for _ in range(samples)]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_keys(new_keys(), folder)
+        options = ["--collective", setting.collective, "--compress", setting.compress]
+        options += ["--keys", str(folder / PEER_FILE)]
+        with Relay(folder, star.hub) as relay:
+            options += ["--relay", relay.endpoint]
+            listens = setting.way == "direct"
+            with Group(MACHINES, *options, star=star, listens=listens) as group:
+                group.prepare(SIZES["47MB"])
+                group.sample(1)
+                return [group.sample(1) for _ in range(samples)]
+
+
+SETTINGS = {
+    each.name: each
+    for each in (
+        *(Setting(collective) for collective in COLLECTIVES),
+        *(Setting("ring", compress) for compress in COMPRESSIONS[1:]),
+        Setting("ring", way="relay"),
+    )
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--samples", type=int, default=9)
+    parser.add_argument("--megabit", type=int, default=MEGABIT, help="of each link, a second")
+    parser.add_argument("--settings", nargs="*", default=[*SETTINGS], choices=SETTINGS)
     options = parser.parse_args()
     unwind_when_terminated()
-    found: dict[str, Any] = {"benchmark": "slow_links", **surroundings(), "megabit": MEGABIT}
+    found: dict[str, Any] = {"benchmark": "slow_links", **surroundings()}
+    found["megabit"] = options.megabit
     reason = why_not()
     if reason:
         say(f"without slow links: {reason}")
         found["skipped"] = reason
         finish(found, options.json)
         return
-    with Star(MACHINES, MEGABIT) as star:
+    with Star(MACHINES, options.megabit) as star:
         rate = stream(star)
         found["stream_mb_per_s"] = round(rate / 1e6, 2)
         least_s = 4 * SIZES["47MB"] * 2 * (MACHINES - 1) / MACHINES / rate
         found["least_s"] = round(least_s, 3)
         rows = []
-        for collective, compress in [
-            *((each, "none") for each in COLLECTIVES),
-            *(("ring", each) for each in COMPRESSIONS[1:]),
-        ]:
-            seconds = median(measure(star, collective, compress, options.samples))
-            name = collective if compress == "none" else f"{collective}_{compress}"
+        for name in options.settings:
+            seconds = median(measure(star, SETTINGS[name], options.samples))
             found[name] = {"s": round(seconds, 3), "of_link": round(least_s / seconds, 3)}
             say(f"{name}: {found[name]}")
             rows.append([name, *found[name].values()])

@@ -51,6 +51,7 @@ class SimulatedPeer:
             predecessor=predecessor,
             deadline=world.now + time_limit_s,
         )
+        self.core.steps.underway = self
         self.core_runs = False
         self._boot_watch = BootWatch()
         self.registry_unbroken_since = world.now
@@ -146,6 +147,12 @@ class SimulatedPeer:
 
     def _on_message(self, source: Peer, message: Any) -> None:
         self.core.on_message(source, message, self.world.now)
+
+    def arrives_from(self, peer: Peer) -> bool:
+        return self.world.underway[(peer, self.me)] > 0
+
+    def leaves_to(self, peer: Peer) -> bool:
+        return self.world.underway[(self.me, peer)] > 0
 
     # --- beats ------------------------------------------------------------------------------
 

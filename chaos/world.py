@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,6 +36,8 @@ TIMING = Timing(
 LAUNCHER = "launcher"
 REVIVER_S = 0.25
 REGISTRY_TIMEOUT_S = 0.5
+STANDS_STILL_S = 0.2
+"""For so long a way on which nothing moves any more may seem to carry something."""
 PROGRESS_SECONDS = 90.0
 """A run whose faults are over must be finished after this."""
 Action = Callable[[], None]
@@ -68,6 +71,11 @@ class World:
         )
         self.now = 0.0
         self.messages = 0
+        self.underway: Counter[tuple[Peer, Peer]] = Counter()
+        """How many messages with a payload are on their way from the one to the other, or are
+        taken to be."""
+        self._sees_underway = schedule.seed % 4 < 2
+        """Whether peers see that; what goes through ZeroMQ they don't."""
         self._heap: list[_Due] = []
         self._number = 0
         self.peers: dict[Peer, SimulatedPeer] = {}
@@ -131,16 +139,21 @@ class World:
         target = self.peers.get(to)
         if target is None or not target.alive:
             return
-        delay, copies = 0.001 + 0.002 * self.random.random(), 1
+        delay = 0.001 + 0.002 * self.random.random()
+        delays = [delay]
         if self.active:
             delays = self._on_the_way(slot_of(source), slot_of(to), delay)
-            if not delays:
-                return
-            copies, delay = len(delays), delays[0]
-            for late in delays[1:]:
-                self._deliver(target, source, message, late)
-        if copies:
-            self._deliver(target, source, message, delay)
+        is_seen = self._sees_underway and hasattr(message, "payload")
+        if is_seen and not delays:
+            self._show_underway((source, to), STANDS_STILL_S)
+        for each in reversed(delays):
+            if is_seen:
+                self._show_underway((source, to), each)
+            self._deliver(target, source, message, each)
+
+    def _show_underway(self, way: tuple[Peer, Peer], seconds: float) -> None:
+        self.underway[way] += 1
+        self.after(seconds, lambda: self.underway.subtract([way]))
 
     def _deliver(self, target: SimulatedPeer, source: Peer, message: Any, delay: float) -> None:
         self.after(delay, lambda: target.receive(source, message))

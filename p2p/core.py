@@ -311,7 +311,10 @@ class Core:
         if not self._host:
             return
         if steps.step < 0 or self.transfer.receiving:
-            self.transfer.want(self._host, steps.step)
+            if steps.underway.arrives_from(self._host):
+                self._hear_host(self._host, now)
+            else:
+                self.transfer.want(self._host, steps.step)
         else:
             self._send(self._host, self.follower.word())
 
@@ -331,6 +334,8 @@ class Core:
         steps = self.steps
         ahead, peer = steps.ahead
         idle = now - max(steps.moved_at, self._wanted_at) >= self.timing.ask_s * 0.999
+        if steps.underway.arrives_from(peer):
+            return  # which may be what is lacking
         if ahead > steps.step and steps.computing < 0 and not steps.applying and idle:
             self._wanted_at = now
             self.transfer.want(peer, steps.step)

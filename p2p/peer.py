@@ -40,6 +40,7 @@ from p2p.transport.direct import DirectLinks
 from p2p.transport.keys import PeerKeys
 from p2p.transport.link import ControlAndBulk, relay_bulk, relayed
 from p2p.transport.shared import Gone, Pool
+from p2p.transport.underway import Underway
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed, WireFormat
 
@@ -290,6 +291,7 @@ class _Peer:
             core.steps.place,
         )
         self._link.stream(watch, self._wire, core.steps.place)
+        core.steps.underway = Underway(self._direct, self._link)
         core.begin(time.monotonic())
         booting = self._boot_watch
         core.membership.began_memberless(booting.memberless_since, booting.life, time.monotonic())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from fault.records import AccusationKind, Peer, Timing, View
 from p2p.actions import Apply, Compute, Send
@@ -20,6 +21,27 @@ from p2p.collectives.executor import Executor
 from p2p.collectives.memory import Memory, PlainMemory, Vector
 from p2p.collectives.schedule import ALLGATHER, RING_TIMES, Schedule, Unit, make_units, schedule_for
 from p2p.messages import Ask, NotYet, Segment, Total, Want
+
+
+class Underway(Protocol):
+    """What the driver knows of messages on their way; a way on which nothing moves has none."""
+
+    def arrives_from(self, peer: Peer) -> bool:
+        """Whether the beginning of a message has come, and more of it keeps coming."""
+
+    def leaves_to(self, peer: Peer) -> bool:
+        """Whether something for the peer is being sent, or waits for what is."""
+
+
+class NothingUnderway:
+    """Messages come as a whole or not at all."""
+
+    def arrives_from(self, peer: Peer) -> bool:
+        return False
+
+    def leaves_to(self, peer: Peer) -> bool:
+        return False
+
 
 ASK_LIMIT = 256
 """Segments asked for in one message."""
@@ -103,6 +125,8 @@ class Steps:
         self.computing = -1
         self.progress = 0
         """Grows while a contribution is being computed; the driver's."""
+        self.underway: Underway = NothingUnderway()
+        """The driver's as well."""
         self.applying = False
         self.disagreement = False
         """A segment of this step was computed from another state."""
@@ -304,11 +328,15 @@ class Steps:
             self._go_on(now)
 
     def on_ask(self, source: Peer, ask: Ask) -> None:
-        """Answers with the segments, or with "not yet"."""
+        """Answers with the segments, or with "not yet", also if they may still be on their way."""
         asked = ask.items[: 3 * ASK_LIMIT]
         items = [asked[i : i + 3] for i in range(0, len(asked) - 2, 3)]
         executor = self.executor
-        if ask.step == self.step and executor is not None:
+        if ask.step > self.step:
+            self._see(source, ask.step)
+        elif self.underway.leaves_to(source):
+            pass  # once more would only make it longer
+        elif ask.step == self.step and executor is not None:
             complete = True
             for round, unit, destination in items:
                 if executor.total(unit) is not None:
@@ -321,8 +349,6 @@ class Steps:
             for unit in dict.fromkeys([unit for _, unit, _ in items]):
                 self._send_total(source, ask.step, unit, self.last_mean)
             return
-        elif ask.step > self.step:
-            self._see(source, ask.step)
         view = self.view.number if self.view is not None else -1
         busy = self.computing >= 0 or self.applying
         self.out.append(Send(source, NotYet(view, self.step, busy, self.progress)))
@@ -331,6 +357,8 @@ class Steps:
         """Sends the last mean to a peer one step behind; False when it takes more than that."""
         if want.step != self.step - 1 or self.last_mean is None:
             return False
+        if self.underway.leaves_to(source):
+            return True
         for unit in range(len(self.shape.units)):
             self._send_total(source, want.step, unit, self.last_mean)
         return True
@@ -396,7 +424,10 @@ class Steps:
         assert self.executor is not None and self.view is not None
         items: dict[Peer, list[int]] = {}
         for missing in self.executor.missing():
-            wanted = items.setdefault(self.view.players[missing.source], [])
+            player = self.view.players[missing.source]
+            if self.underway.arrives_from(player):
+                continue  # it may be that, or come after it
+            wanted = items.setdefault(player, [])
             if len(wanted) < 3 * ASK_LIMIT:
                 wanted += [missing.round, missing.unit, missing.destination]
         for peer in [p for p in self._unanswered if p not in items]:

@@ -204,9 +204,28 @@ class DirectLinks:
         if link is not None and link.up and peer not in self._waiting:
             self._knock(peer, link, now)
 
+    def hears(self, peer: Peer) -> bool:
+        """Whether the peer has a connection to here."""
+        return self._entrance is not None and peer.encode() in self._entrance.named
+
+    def arrives_from(self, peer: Peer) -> bool:
+        """Whether something large of the peer is just coming in."""
+        if self._entrance is None:
+            return False
+        connection = self._entrance.named.get(peer.encode())
+        return connection is not None and connection.is_arriving
+
+    def leaves_to(self, peer: Peer) -> bool:
+        """Whether something for the peer is just going out, or waits for what does."""
+        link = self._outgoing.get(peer)
+        return link is not None and link.stream is not None and link.stream.is_leaving
+
     def tick(self, now: float) -> None:
         if self._gate is not None:
             self.traffic.refused_keys = self._gate.refused
+        for link in self._outgoing.values():
+            if link.stream is not None:
+                link.stream.tick()
         if self._entrance is not None:
             self._entrance.tick(now)
             self.traffic.refused += self._entrance.taken_refused()

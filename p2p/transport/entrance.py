@@ -136,6 +136,8 @@ class Entrance(Generic[M]):
 
     def tick(self, now: float) -> None:
         self._accept_on_demand()
+        for connection in self.connections.values():
+            connection.tick()
         for each in [each for each in self.connections.values() if not each.name]:
             each.since = now if each.since is None else each.since
             if now - each.since > STRANGERS_S:

@@ -102,7 +102,7 @@ class _Queue:
     held: deque[tuple[Connection[Addressed], Addressed, float]] = field(default_factory=deque)
     """For what there is no room, of whom, who is not heard meanwhile, and since when."""
     moved_at: float = 0.0
-    """When the connection last took one, or had nothing to take."""
+    """When the connection last took anything, or had nothing to take."""
 
     def offer(self, source: bytes, message: Addressed, limit: int) -> bool:
         """False when there is no room for it."""
@@ -118,10 +118,12 @@ class _Queue:
 
     def feed(self) -> None:
         """Hands on what the connection takes now. Raises Broken."""
+        before = self.connection.sent_bytes
         self.connection.flush()
+        if self.connection.sent_bytes > before:
+            self.moved_at = time.monotonic()
         while self.connection.is_idle:
             if self.written is not None:
-                self.moved_at = time.monotonic()
                 self.room.give_back(*self.written)
                 self.written = None
             if not self.entries:

@@ -198,6 +198,16 @@ class ControlAndBulk:
         streams = self.bulk.streams
         return streams is not None and streams.send(destination + self.BULK, header, payload)
 
+    @property
+    def arrives(self) -> bool:
+        """Whether something large is just coming in over such a connection."""
+        return self.bulk.streams is not None and self.bulk.streams.arrives
+
+    @property
+    def leaves(self) -> bool:
+        """Whether something large is just going out over such a connection."""
+        return self.bulk.streams is not None and self.bulk.streams.leaves
+
     def receive_streamed(self) -> tuple[bytes, Message] | None:
         """What came over such a connection, or None. Raises Malformed."""
         received = self.bulk.streams.receive() if self.bulk.streams is not None else None

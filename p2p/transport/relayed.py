@@ -76,10 +76,22 @@ class RelayedStreams:
                     self._watch.used(way.dealer)
                     with suppress(zmq.Again):
                         way.dealer.send_multipart([RELAY, STREAM], zmq.NOBLOCK)
-            elif connection.is_idle or connection.sent_bytes != way.moved[0]:
+                continue
+            connection.tick()
+            if connection.is_idle or connection.sent_bytes != way.moved[0]:
                 way.moved = connection.sent_bytes, now
             elif now - way.moved[1] > STALLED_S:
                 self._end(way)
+
+    @property
+    def arrives(self) -> bool:
+        """Whether something is just coming in from a relay."""
+        return any(way.connection is not None and way.connection.is_arriving for way in self._ways)
+
+    @property
+    def leaves(self) -> bool:
+        """Whether something is just going out to a relay, or waits for what does."""
+        return any(way.connection is not None and way.connection.is_leaving for way in self._ways)
 
     def on_invitation(self, number: int, frames: Sequence[Frame]) -> None:
         """The relay of this number has answered."""

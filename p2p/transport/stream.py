@@ -21,10 +21,13 @@ from __future__ import annotations
 
 import socket
 import struct
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from fcntl import ioctl
 from pathlib import Path
+from termios import TIOCOUTQ
 from typing import Generic, TypeVar
 
 import zmq
@@ -93,7 +96,13 @@ class Connection(Generic[M]):
         """When it was first seen without one; the entrance's."""
         self.is_open = False
         """The ticket was shown, so messages can be sent."""
-        self.sent_bytes = 0
+        self.sent_bytes = self.received_bytes = 0
+        self._is_within = False
+        """A payload is being received."""
+        self._moved = (0, 0)
+        """What had come to the other end, and to this one, at the last tick."""
+        self._stands_still = (False, False)
+        """Whether nothing was sent, and received, between the last two ticks, though it should."""
         self._socket = connected
         self._watch = watch
         self._begin = begin
@@ -167,6 +176,25 @@ class Connection(Generic[M]):
         """All has been sent."""
         return not self._waiting and not self._unsent
 
+    @property
+    def is_leaving(self) -> bool:
+        """Not all that was sent is at the other end, and more of it keeps getting there."""
+        return self._has_left_over and not self._stands_still[0]
+
+    @property
+    def is_arriving(self) -> bool:
+        """Of a payload the beginning has come, and more keeps coming."""
+        return self._is_within and not self._stands_still[1]
+
+    def tick(self) -> None:
+        """To be called every beat: what has not moved since the last time stands still."""
+        before = self._moved
+        moved = self._moved = self.sent_bytes - self._unacknowledged, self.received_bytes
+        self._stands_still = (
+            self._has_left_over and moved[0] == before[0],
+            self._is_within and moved[1] == before[1],
+        )
+
     def send(self, frames: Sequence[Frame]) -> None:
         """A header, or a header and a payload, which is not copied and must not be changed after.
 
@@ -231,6 +259,21 @@ class Connection(Generic[M]):
             self._watch.register(self._socket, events)  # which, with 0, unregisters
             self._events = events
 
+    @property
+    def _has_left_over(self) -> bool:
+        return not self.is_idle or self._unacknowledged > 0
+
+    @property
+    def _unacknowledged(self) -> int:
+        """Bytes that the kernel has taken, and the other end's has not; of a link that is slow it
+        may be seconds' worth."""
+        left = array("i", [0])
+        try:
+            ioctl(self._socket, TIOCOUTQ, left)
+        except OSError:  # closed
+            return 0
+        return left[0]
+
     # --- sending ----------------------------------------------------------------------------
 
     def _begin_next(self) -> bool:
@@ -291,10 +334,12 @@ class Connection(Generic[M]):
                     raise Malformed(f"a payload of {payload_bytes} bytes where none belongs")
             except Malformed as error:  # what follows it can be read all the same
                 message, target = error, _drop
+            self._is_within = True
             if isinstance(target, memoryview):
                 yield from self._part(target)
             else:
                 yield from self._pieces(payload_bytes, target)
+            self._is_within = False
             yield message
             del message, target  # so that the next one can come into the same memory
 
@@ -348,6 +393,7 @@ class Connection(Generic[M]):
                 raise Broken(str(error)) from None
             if not size:
                 raise Broken("the other end has closed it")
+            self.received_bytes += size
             if is_ahead:
                 self._came = self._ahead[:size]
                 if size < len(self._ahead):  # there is no more: not to be found out by another call
