@@ -15,7 +15,13 @@ from typing import Protocol, cast
 import zmq
 
 _READ = int(zmq.POLLIN | zmq.POLLERR)
-_TO_KERNEL = {int(zmq.POLLIN): select.POLLIN, int(zmq.POLLOUT): select.POLLOUT}
+_IN, _OUT = int(zmq.POLLIN), int(zmq.POLLOUT)
+_TO_KERNEL = {
+    0: 0,
+    _IN: select.POLLIN,
+    _OUT: select.POLLOUT,
+    _IN | _OUT: select.POLLIN | select.POLLOUT,
+}
 Socket = zmq.Socket[bytes] | int
 
 
@@ -45,8 +51,7 @@ class Watch:
         """What is looked for at the socket from now on; nothing, if it is 0."""
         if not isinstance(socket, zmq.Socket):
             descriptor = socket if isinstance(socket, int) else socket.fileno()
-            kernels = sum(each for ours, each in _TO_KERNEL.items() if events & ours)
-            self._set(descriptor, kernels, descriptor in self._others)
+            self._set(descriptor, _TO_KERNEL[events], descriptor in self._others)
             (self._others.add if events else self._others.discard)(descriptor)
         elif events:
             descriptor = cast(int, socket.get(zmq.FD))
