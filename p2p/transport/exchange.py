@@ -102,7 +102,7 @@ class _Queue:
     held: deque[tuple[Connection[Addressed], Addressed, float]] = field(default_factory=deque)
     """For what there is no room, of whom, who is not heard meanwhile, and since when."""
     moved_at: float = 0.0
-    """When the connection last took anything, or had nothing to take."""
+    """When the connection last took one, or a part of one, or had nothing to take."""
 
     def offer(self, source: bytes, message: Addressed, limit: int) -> bool:
         """False when there is no room for it."""
@@ -118,12 +118,10 @@ class _Queue:
 
     def feed(self) -> None:
         """Hands on what the connection takes now. Raises Broken."""
-        before = self.connection.sent_bytes
         self.connection.flush()
-        if self.connection.sent_bytes > before:
-            self.moved_at = time.monotonic()
         while self.connection.is_idle:
             if self.written is not None:
+                self.moved_at = time.monotonic()
                 self.room.give_back(*self.written)
                 self.written = None
             if not self.entries:
@@ -180,9 +178,10 @@ class Exchange:
         for queue in [*self._queues.values()]:
             if queue.connection.fileno() < 0:
                 self._drop(queue)
-            elif (
-                queue.held and now - min(queue.moved_at + PATIENCE_S, queue.held[0][2] + HOLD_S) > 0
-            ):
+                continue
+            if queue.connection.is_leaving:
+                queue.moved_at = now
+            if queue.held and now > min(queue.moved_at + PATIENCE_S, queue.held[0][2] + HOLD_S):
                 self._let_go(queue)
 
     def _forward(self, source: Connection[Addressed], message: Addressed) -> bool:

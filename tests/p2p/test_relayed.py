@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import msgpack
 import pytest
@@ -338,6 +339,48 @@ def test_who_reads_slowly_loses_nothing(folder: Path) -> None:
         assert units == [*range(50)] and stats(relay, None)["dropped"] == 0
     finally:
         for peer in (fast, slow, other):
+            peer.close()
+        relay.kill()
+
+
+class Trickle:
+    """A socket that gives little at once, 5 MiB a second: what takes 0.8 s for one of 4 MiB."""
+
+    def __init__(self, connected: socket.socket, meanwhile: Callable[[], object]) -> None:
+        self._connected = connected
+        self._meanwhile = meanwhile
+        self._next = time.monotonic()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connected, name)
+
+    def recv_into(self, room: memoryview) -> int:
+        self._meanwhile()
+        time.sleep(max(0.0, self._next - time.monotonic()))
+        size = self._connected.recv_into(room[: MEBIBYTE // 4])
+        self._next = max(self._next, time.monotonic() - 0.2) + size / (5 * MEBIBYTE)
+        return size
+
+
+@FAST_UNIX_SOCKETS
+def test_who_takes_seconds_for_a_message_loses_nothing(folder: Path) -> None:
+    """As over a slow link: that it takes something shows before it has taken a whole message."""
+    relay = RelayProcess(folder, "a", None, "--queue-bytes", str(24 * MEBIBYTE))
+    fast, slow = (Peer(name, [relay.endpoint]) for name in ("fast", "slow"))
+    try:
+        joined(fast, slow)
+        for unit in range(8):
+            assert fast.send("slow", segment(4 * MEBIBYTE, unit))
+        streams = slow.link.bulk.streams
+        assert streams is not None
+        connection = streams._ways[0].connection
+        assert connection is not None
+        connection._socket = cast(socket.socket, Trickle(connection._socket, fast.turn))
+        until(lambda: len(slow.came) == 8, fast, slow, seconds=60)
+        units = [message.unit for _, message in slow.came if isinstance(message, Segment)]
+        assert units == [*range(8)] and stats(relay, None)["dropped"] == 0
+    finally:
+        for peer in (fast, slow):
             peer.close()
         relay.kill()
 

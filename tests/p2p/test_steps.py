@@ -10,7 +10,7 @@ from fault.records import Timing, View
 from p2p.actions import Apply, Compute, Send
 from p2p.collectives.memory import PlainMemory
 from p2p.collectives.schedule import make_schedule, make_units
-from p2p.messages import Ask, Segment, Total
+from p2p.messages import Ask, NotYet, Segment, Total, Want
 from p2p.steps import ASK_LIMIT, Shape, Steps
 
 LENGTH = 6
@@ -144,6 +144,77 @@ def test_an_ask_for_too_much_is_answered_in_part() -> None:
     items = (sent.round, sent.unit, sent.dst) * 5000
     steps.on_ask("b", Ask(1, 3, items))
     assert len(segments_of(steps)) == ASK_LIMIT
+
+
+class Slow:
+    """Links on which something is on its way."""
+
+    def __init__(self, *, arrives: bool = False, leaves: bool = False) -> None:
+        self._arrives, self._leaves = arrives, leaves
+
+    def arrives_from(self, peer: str) -> bool:
+        return self._arrives
+
+    def leaves_to(self, peer: str) -> bool:
+        return self._leaves
+
+
+def messages_of(steps: Steps, now: float) -> list[object]:
+    steps.out.clear()
+    steps.tick(now)
+    return [each.message for each in steps.out if isinstance(each, Send)]
+
+
+def test_what_is_on_its_way_is_not_asked_for() -> None:
+    """It would be sent once more over a link that takes seconds for it as it is."""
+    steps = new_steps("a", PlainMemory())
+    steps.on_contribution(3, 0, np.ones(LENGTH, np.float32), 0.0)
+    steps.underway = Slow(arrives=True)
+    beats = [0.1 * beat for beat in range(1, 100)]
+    assert [messages_of(steps, now) for now in beats] == [[]] * len(beats)
+    steps.underway = Slow()
+    (asked,) = messages_of(steps, 10.0)
+    assert isinstance(asked, Ask)
+
+
+def test_nobody_is_unreachable_of_whom_something_comes() -> None:
+    accused: list[str] = []
+    steps = new_steps("a", PlainMemory())
+    steps._accuse = lambda peer, *_: accused.append(peer)
+    steps.on_contribution(3, 0, np.ones(LENGTH, np.float32), 0.0)
+    unanswered_s = steps.timing.unanswered_s
+    steps.heard_at = 10.0
+    messages_of(steps, 1.0)  # it asks, and the answer is long on its way
+    steps.underway = Slow(arrives=True)
+    messages_of(steps, 1.0 + 0.9 * unanswered_s)
+    messages_of(steps, 1.0 + 1.1 * unanswered_s)
+    assert accused == []
+    steps.underway = Slow()
+    messages_of(steps, 5.0)
+    messages_of(steps, 5.0 + 1.1 * unanswered_s)
+    assert accused == ["b"]
+
+
+def test_what_is_on_its_way_is_not_sent_again() -> None:
+    steps = new_steps("a", PlainMemory())
+    steps.on_contribution(3, 0, np.ones(LENGTH, np.float32), 0.0)
+    (sent,) = segments_of(steps)
+    ask = Ask(1, 3, (sent.round, sent.unit, sent.dst))
+    for underway, answer in ((Slow(leaves=True), NotYet), (Slow(), Segment)):
+        steps.underway = underway
+        steps.out.clear()
+        steps.on_ask("b", ask)
+        assert [type(each.message) for each in steps.out if isinstance(each, Send)] == [answer]
+
+
+def test_a_mean_that_is_on_its_way_is_not_sent_again() -> None:
+    steps = new_steps("a", PlainMemory())
+    steps.stand_at(4, "next", np.ones(LENGTH, np.float32))
+    for underway, kinds in ((Slow(leaves=True), []), (Slow(), [Total, Total])):
+        steps.underway = underway
+        steps.out.clear()
+        assert steps.on_want("b", Want(3, -1, "", ()))
+        assert [type(each.message) for each in steps.out if isinstance(each, Send)] == kinds
 
 
 def test_a_vector_that_was_added_to_is_not_taken_again() -> None:

@@ -30,6 +30,7 @@ from p2p.transport.stream import (
 )
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Frame, Malformed
+from tests.relay_process import until as wait_until
 
 Message = list[Frame]
 Came = tuple[bytes, list[bytes]]
@@ -176,6 +177,27 @@ def test_a_payload_can_be_taken_while_it_comes(place: Place) -> None:
         connection.send([b"header", payload])
         assert place.received() == (b"a", [b"piece by piece", payload])
         assert place.received() == (b"a", [b"header", payload])
+
+
+def test_what_moves_is_told_from_what_stands_still(place: Place) -> None:
+    near = place.joined(b"peer")
+    far = place.entrance.named[b"peer"]
+    assert not near.is_leaving and not far.is_arriving
+    near.send([b"header", bytes(16 << 20)])
+    assert near.is_leaving, "it was begun a moment ago"
+    place.until(lambda: far.is_arriving)
+
+    def stands_still() -> bool:
+        near.tick()
+        far.tick()
+        return not near.is_leaving and not far.is_arriving
+
+    wait_until(stands_still, 5)  # while nobody reads
+    place.turn()
+    place.until(lambda: not stands_still() and near.is_leaving and far.is_arriving)
+    place.received()
+    assert not far.is_arriving
+    wait_until(lambda: not near.is_leaving, 5)  # what was acknowledged
 
 
 def test_many_at_once_are_kept_apart(place: Place) -> None:
