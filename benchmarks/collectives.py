@@ -83,6 +83,8 @@ class Group:
             before = [["ip", "netns", "exec", each] for each in star.namespaces]
             if listens:
                 after = [["--direct", f"tcp://{host}:*"] for host in star.hosts]
+        self.again = 0
+        """Segments that were sent again in all sums so far, for they were asked for."""
         self._processes = [
             subprocess.Popen(
                 [
@@ -138,7 +140,9 @@ class Group:
         line = process.stdout.readline()
         if not line:  # the others wait for it, and would for ever
             raise SystemExit(f"the process of rank {rank} ended with {process.wait()}")
-        return float(json.loads(line)["seconds"])
+        answer = json.loads(line)
+        self.again += answer["again"]
+        return float(answer["seconds"])
 
 
 class Relay:

@@ -2,7 +2,8 @@
 
 It reads lines of JSON from its standard input and answers each with one. `{"length": n}` makes
 ready for vectors of n float32; `{"repeat": k}` sums k of them, one after another, and answers with
-the seconds that it took, after one more that is not counted, in which the processes meet.
+the seconds that it took, after one more that is not counted, in which the processes meet; and with
+how many segments were sent again meanwhile.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ GLANCE_MS = int(1000 * BEAT_S)
 
 
 class Reducer(Protocol):
+    again: int
+    """Segments that were sent again, for they were asked for."""
+
     def prepare(self, length: int) -> None: ...
     def reduce(self, repeat: int) -> None: ...
     def lines(self) -> Iterator[bytes]: ...
@@ -89,6 +93,7 @@ class Mayfly:
             self._place,
         )
         self._link.stream(self._watch, self._wire, self._place)
+        self.again = 0
         self._out: list[object] = []
         self._batch = 0
         self._next_tick = 0.0
@@ -177,7 +182,7 @@ class Mayfly:
             case Total():
                 steps.on_total(peer, message, now)
             case Ask():
-                steps.on_ask(peer, message)
+                steps.on_ask(peer, message, now)
             case NotYet():
                 steps.on_not_yet(peer, message, now)
         self._carry_out(steps)
@@ -189,6 +194,7 @@ class Mayfly:
             index += 1
             match action:
                 case Send():
+                    self.again += action.again
                     if action.again or not self._direct.send(action.to, action.message):
                         relay_bulk(self._link, self._wire, action.to, action.message)
                 case Compute():
@@ -204,6 +210,8 @@ class Mayfly:
 
 class Gloo:
     """`torch.distributed.all_reduce`, in place."""
+
+    again = 0
 
     def __init__(self, rank: int, size: int, store: str) -> None:
         import torch
@@ -249,7 +257,7 @@ def main() -> None:
         )
     for line in reducer.lines():
         wanted: dict[str, Any] = json.loads(line)
-        seconds = 0.0
+        seconds, again = 0.0, reducer.again
         if "length" in wanted:
             reducer.prepare(wanted["length"])
         else:
@@ -257,7 +265,8 @@ def main() -> None:
             began = time.perf_counter()
             reducer.reduce(wanted["repeat"])
             seconds = time.perf_counter() - began
-        sys.stdout.write(json.dumps({"seconds": seconds}) + "\n")
+        answer = {"seconds": seconds, "again": reducer.again - again}
+        sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 

@@ -8,7 +8,8 @@ in a run, or (`relay`) through a relay that has as many such links. Whatever the
 has to send 2 (N - 1) / N of the vector, and to receive as much, so the least time is that at the
 rate of one TCP stream over such a link, measured in the same run. `of_link` is this least time's
 share in the time that it took; the median of the samples. With compression less has to be sent, so
-there it may be more than 1. Needs root, `ip` and `tc`.
+there it may be more than 1. `again` is how many segments were sent again, in all samples together,
+because somebody who waited asked for them. Needs root, `ip` and `tc`.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class Setting:
         return "_".join([self.collective, *others])
 
 
-def measure(star: Star, setting: Setting, samples: int) -> list[float]:
-    """Seconds of each sum."""
+def measure(star: Star, setting: Setting, samples: int) -> tuple[list[float], int]:
+    """Seconds of each sum, and how many segments were sent again in all of them."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_keys(new_keys(), folder)
@@ -93,7 +94,8 @@ def measure(star: Star, setting: Setting, samples: int) -> list[float]:
             with Group(MACHINES, *options, star=star, listens=listens) as group:
                 group.prepare(SIZES["47MB"])
                 group.sample(1)
-                return [group.sample(1) for _ in range(samples)]
+                before = group.again
+                return [group.sample(1) for _ in range(samples)], group.again - before
 
 
 SETTINGS = {
@@ -129,11 +131,16 @@ def main() -> None:
         found["least_s"] = round(least_s, 3)
         rows = []
         for name in options.settings:
-            seconds = median(measure(star, SETTINGS[name], options.samples))
-            found[name] = {"s": round(seconds, 3), "of_link": round(least_s / seconds, 3)}
+            times, again = measure(star, SETTINGS[name], options.samples)
+            seconds = median(times)
+            found[name] = {
+                "s": round(seconds, 3),
+                "of_link": round(least_s / seconds, 3),
+                "again": again,
+            }
             say(f"{name}: {found[name]}")
             rows.append([name, *found[name].values()])
-    table(["", "s", "of_link"], rows)
+    table(["", "s", "of_link", "again"], rows)
     finish(found, options.json)
 
 

@@ -218,7 +218,7 @@ class Core:
                 membership.on_view_number(source, message.view, now)
                 if steps.step - message.step > 1:
                     self._give_state(source, messages.Want(message.step, -1, "", ()), now)
-                steps.on_ask(source, message)
+                steps.on_ask(source, message, now)
             case messages.NotYet():
                 membership.on_view_number(source, message.view, now)
                 steps.on_not_yet(source, message, now)
@@ -241,7 +241,7 @@ class Core:
         if view is not None and source not in view.members:
             self.leader.expect(source, now)
             self.hand_over.on_part_wanted(source, now)
-        if steps.step > want.step and not steps.on_want(source, want):
+        if steps.step > want.step and not steps.on_want(source, want, now):
             self._give_state(source, want, now)
 
     def _on_follow(self, source: Peer, follow: messages.Follow, now: float) -> None:

@@ -9,12 +9,13 @@ Not here: who is in the view (`fault/membership.py`), whole states (`p2p/transfe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from fault.records import AccusationKind, Peer, Timing, View
 from p2p.actions import Apply, Compute, Send
+from p2p.again import Again
 from p2p.collectives.allgather import AllGather
 from p2p.collectives.compression import Packing, compression
 from p2p.collectives.executor import Executor
@@ -45,6 +46,10 @@ class NothingUnderway:
 
 ASK_LIMIT = 256
 """Segments asked for in one message."""
+AGAIN_LIMIT_S = 2.0
+"""The same is sent again after so long at the latest, if it is asked for."""
+LAST_STEP = -1
+"""In place of a round, for the mean of the step before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,7 @@ class Steps:
         their node; one for each hop."""
         self._early_room = shape.early_bytes(0)
         """So many bytes may still be kept."""
+        self._again = Again(2 * timing.ask_s, AGAIN_LIMIT_S)
         self._asked_at = 0.0
         self._unanswered: dict[Peer, float] = {}
         self._busy: dict[Peer, tuple[int, float]] = {}
@@ -166,6 +172,7 @@ class Steps:
         for timers in (self._unanswered, self._busy, self.sent_at):
             for peer in [p for p in timers if p not in view.members]:
                 del timers[peer]
+        self._again.clear()
         if before is None or self.executor is None:
             self.begin(now)
             return
@@ -195,6 +202,7 @@ class Steps:
         self.executor = self.shape.executor(self.step, self._memory)
         self.executor.play(self.shards)
         self._sent.clear()
+        self._again.clear()
         self._busy.clear()
         self.moved_at = self.began_at = now
         early, self._early = self._early, {}
@@ -327,7 +335,7 @@ class Steps:
             self.moved_at = now
             self._go_on(now)
 
-    def on_ask(self, source: Peer, ask: Ask) -> None:
+    def on_ask(self, source: Peer, ask: Ask, now: float) -> None:
         """Answers with the segments, or with "not yet", also if they may still be on their way."""
         asked = ask.items[: 3 * ASK_LIMIT]
         items = [asked[i : i + 3] for i in range(0, len(asked) - 2, 3)]
@@ -339,29 +347,42 @@ class Steps:
         elif ask.step == self.step and executor is not None:
             complete = True
             for round, unit, destination in items:
-                if executor.total(unit) is not None:
+                key = (source, round, unit, destination)
+                if not self._again.allows(key, now):
+                    complete = False
+                elif executor.total(unit) is not None:
                     self._send_total(source, self.step, unit, executor.mean)
-                elif not self._send_segment(round, unit, destination, source, again=True):
+                    self._again.sent(key, now)
+                elif self._send_segment(round, unit, destination, source, again=True):
+                    self._again.sent(key, now)
+                else:
                     complete = False
             if complete:
                 return
         elif ask.step == self.step - 1 and self.last_mean is not None:
-            for unit in dict.fromkeys([unit for _, unit, _ in items]):
-                self._send_total(source, ask.step, unit, self.last_mean)
-            return
+            units = dict.fromkeys([unit for _, unit, _ in items])
+            if self._send_last_mean(source, units, now):
+                return
         view = self.view.number if self.view is not None else -1
         busy = self.computing >= 0 or self.applying
         self.out.append(Send(source, NotYet(view, self.step, busy, self.progress)))
 
-    def on_want(self, source: Peer, want: Want) -> bool:
+    def on_want(self, source: Peer, want: Want, now: float) -> bool:
         """Sends the last mean to a peer one step behind; False when it takes more than that."""
         if want.step != self.step - 1 or self.last_mean is None:
             return False
-        if self.underway.leaves_to(source):
-            return True
-        for unit in range(len(self.shape.units)):
-            self._send_total(source, want.step, unit, self.last_mean)
+        if not self.underway.leaves_to(source):
+            self._send_last_mean(source, range(len(self.shape.units)), now)
         return True
+
+    def _send_last_mean(self, to: Peer, units: Iterable[int], now: float) -> bool:
+        """False when all of these units went there a moment ago."""
+        assert self.last_mean is not None
+        due = [unit for unit in units if self._again.allows((to, LAST_STEP, unit, 0), now)]
+        for unit in due:
+            self._send_total(to, self.step - 1, unit, self.last_mean)
+            self._again.sent((to, LAST_STEP, unit, 0), now)
+        return bool(due)
 
     def on_not_yet(self, source: Peer, answer: NotYet, now: float) -> None:
         self._answered(source)

@@ -51,13 +51,13 @@ def admit_without_a_state(patch: Patch) -> None:
 def forget_the_last_mean(patch: Patch) -> None:
     on_ask = Steps.on_ask
 
-    def answer(steps: Steps, source: Peer, ask: Ask) -> None:
+    def answer(steps: Steps, source: Peer, ask: Ask, now: float) -> None:
         if ask.step >= steps.step:
-            on_ask(steps, source, ask)
+            on_ask(steps, source, ask, now)
 
     patch.setattr(Steps, "on_ask", answer)
     patch.setattr(Core, "_give_state", lambda *_: None)
-    patch.setattr(Steps, "on_want", lambda steps, source, want: want.step == steps.step - 1)
+    patch.setattr(Steps, "on_want", lambda steps, source, want, now: want.step == steps.step - 1)
 
 
 def revive_nothing(patch: Patch) -> None:

@@ -34,9 +34,11 @@ def segments_of(steps: Steps) -> list[Segment]:
     ]
 
 
-def new_steps(me: str, memory: PlainMemory) -> Steps:
+def new_steps(
+    me: str, memory: PlainMemory, length: int = LENGTH, segment_bytes: int = 1 << 20
+) -> Steps:
     schedule = make_schedule("ring", 2)
-    shape = Shape(2, 9, schedule, make_units(LENGTH, schedule.chunks, 1 << 20), LENGTH)
+    shape = Shape(2, 9, schedule, make_units(length, schedule.chunks, segment_bytes), length)
     steps = Steps(me, shape, Timing(), [], lambda *_: None, lambda *_: None, memory)
     steps.stand_at(3, "digest", None)
     steps.enter(VIEW, 0.0)
@@ -64,7 +66,7 @@ def test_what_was_read_and_has_gone_is_not_applied() -> None:
     (ask,) = [each.message for each in late.out if isinstance(each, Send)]
     assert isinstance(ask, Ask)
     other.out.clear()
-    other.on_ask("a", ask)
+    other.on_ask("a", ask, 0.2)
     for each in other.out:
         assert isinstance(each, Send) and each.again
         match each.message:
@@ -137,12 +139,13 @@ def test_a_flood_of_the_next_step_is_kept_within_its_hops() -> None:
 
 
 def test_an_ask_for_too_much_is_answered_in_part() -> None:
-    steps = new_steps("a", PlainMemory())
-    steps.on_contribution(3, 0, np.ones(LENGTH, np.float32), 0.0)
-    (sent,) = segments_of(steps)
+    steps = new_steps("a", PlainMemory(), length=4 * ASK_LIMIT, segment_bytes=4)
+    steps.on_contribution(3, 0, np.ones(4 * ASK_LIMIT, np.float32), 0.0)
+    sent = segments_of(steps)
+    assert len(sent) == 2 * ASK_LIMIT
     steps.out.clear()
-    items = (sent.round, sent.unit, sent.dst) * 5000
-    steps.on_ask("b", Ask(1, 3, items))
+    items = [number for each in sent for number in (each.round, each.unit, each.dst)]
+    steps.on_ask("b", Ask(1, 3, (*items,) * 9), 0.1)
     assert len(segments_of(steps)) == ASK_LIMIT
 
 
@@ -203,8 +206,27 @@ def test_what_is_on_its_way_is_not_sent_again() -> None:
     for underway, answer in ((Slow(leaves=True), NotYet), (Slow(), Segment)):
         steps.underway = underway
         steps.out.clear()
-        steps.on_ask("b", ask)
+        steps.on_ask("b", ask, 0.1)
         assert [type(each.message) for each in steps.out if isinstance(each, Send)] == [answer]
+
+
+def test_what_is_asked_for_again_and_again_is_sent_ever_less_often() -> None:
+    """What is on its way through others does not show here; it must not be made longer by much."""
+    steps = new_steps("a", PlainMemory())
+    steps.on_contribution(3, 0, np.ones(LENGTH, np.float32), 0.0)
+    (sent,) = segments_of(steps)
+    sent_at, answered = [], 0
+    for beat in range(1, 100):
+        steps.out.clear()
+        steps.on_ask("b", Ask(1, 3, (sent.round, sent.unit, sent.dst)), 0.1 * beat)
+        answered += len(steps.out)
+        sent_at += [beat for _ in segments_of(steps)]
+    assert answered == 99, "who asks must not take it for unreachable"
+    assert sent_at[:7] == [1, 3, 7, 15, 31, 51, 71] and len(sent_at) == 8
+    steps.enter(View(2, "other", ("a", "b"), ("a", "b"), 2), 10.0)
+    steps.out.clear()
+    steps.on_ask("b", Ask(2, 3, (sent.round, sent.unit, sent.dst)), 10.1)
+    assert len(segments_of(steps)) == 1
 
 
 def test_a_mean_that_is_on_its_way_is_not_sent_again() -> None:
@@ -213,7 +235,7 @@ def test_a_mean_that_is_on_its_way_is_not_sent_again() -> None:
     for underway, kinds in ((Slow(leaves=True), []), (Slow(), [Total, Total])):
         steps.underway = underway
         steps.out.clear()
-        assert steps.on_want("b", Want(3, -1, "", ()))
+        assert steps.on_want("b", Want(3, -1, "", ()), 0.1)
         assert [type(each.message) for each in steps.out if isinstance(each, Send)] == kinds
 
 
