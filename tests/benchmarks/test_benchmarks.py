@@ -99,8 +99,9 @@ def test_slow_links() -> None:
     """Each collective, and each compression, beside what a link carries."""
     found = figures("benchmarks.slow_links", "--samples", "1")
     if "skipped" not in found:
-        for name in ("ring", "butterfly", "direct", "ring_bf16", "ring_int8"):
+        for name in ("ring", "butterfly", "direct", "ring_bf16", "ring_int8", "ring_relay"):
             assert found[name]["of_link"] > 0 and found[name]["s"] > 0
+            assert found[name]["again"] < 4 * 36, "more than everything once more"
         assert found["ring_int8"]["s"] < found["ring"]["s"]
 
 

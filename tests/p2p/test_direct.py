@@ -13,7 +13,9 @@ import zmq
 from p2p.messages import KINDS, Beat, Hello, Message, Segment, StatePart
 from p2p.traffic import Traffic
 from p2p.transport.direct import HELLO_EVERY_S, MISTRUST_S, NAMED_FROM_BYTES, WELCOME_S, DirectLinks
+from p2p.transport.link import ControlAndBulk
 from p2p.transport.shared import Gone, Pool
+from p2p.transport.underway import Underway
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed, WireFormat
 
@@ -118,6 +120,33 @@ def test_what_must_not_be_held_up_waits_behind_nothing(tmp_path: Path) -> None:
     b.received()
     a.received()
     assert a.links.send_at_once("b", beat)
+    a.close()
+    b.close()
+
+
+def test_what_is_on_its_way_shows_at_both_ends(tmp_path: Path) -> None:
+    a, b = (End(name, WAYS["tcp"]) for name in "ab")
+    relayed = ControlAndBulk(b"b", [f"ipc://{tmp_path}/no-relay"], b.context)
+    here, there = Underway(b.links, relayed), Underway(a.links, relayed)
+    introduced(a, b)
+    assert not here.arrives_from("a") and not there.leaves_to("b")
+    sent = a.segment(16 << 20)
+    assert a.links.send("b", sent)
+    until = time.monotonic() + 5
+    while not here.arrives_from("a"):
+        assert time.monotonic() < until and there.leaves_to("b")
+        b.received(0.01)
+    assert not here.arrives_from("c") and not there.leaves_to("c")
+    came: list[tuple[str, Message]] = []
+    while not came:
+        assert time.monotonic() < until
+        a.received(0.01)
+        came += b.received(0.01)
+    while there.leaves_to("b"):  # what was acknowledged
+        assert time.monotonic() < until
+        a.received(0.01)
+    assert not here.arrives_from("a")
+    relayed.close()
     a.close()
     b.close()
 

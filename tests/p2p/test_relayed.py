@@ -375,10 +375,17 @@ def test_who_takes_seconds_for_a_message_loses_nothing(folder: Path) -> None:
         assert streams is not None
         connection = streams._ways[0].connection
         assert connection is not None
-        connection._socket = cast(socket.socket, Trickle(connection._socket, fast.turn))
+        seen: set[tuple[bool, bool]] = set()
+
+        def meanwhile() -> None:
+            fast.turn()
+            seen.add((fast.link.leaves, slow.link.arrives))
+
+        connection._socket = cast(socket.socket, Trickle(connection._socket, meanwhile))
         until(lambda: len(slow.came) == 8, fast, slow, seconds=60)
         units = [message.unit for _, message in slow.came if isinstance(message, Segment)]
         assert units == [*range(8)] and stats(relay, None)["dropped"] == 0
+        assert (True, True) in seen and not fast.link.leaves and not slow.link.arrives
     finally:
         for peer in (fast, slow):
             peer.close()
