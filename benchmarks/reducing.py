@@ -31,7 +31,7 @@ from p2p.transport.keys import PeerKeys
 from p2p.transport.link import ControlAndBulk, relay_bulk, relayed
 from p2p.transport.shared import Pool
 from p2p.transport.stream import Target
-from p2p.transport.underway import Underway
+from p2p.transport.underway import LinksUnderway
 from p2p.transport.watch import Watch
 from p2p.transport.wire import WireFormat
 
@@ -119,7 +119,7 @@ class Mayfly:
         self._left = 0
         nothing: Any = lambda *_: None  # noqa: E731
         steps = Steps(self.me, shape, Timing(), self._out, nothing, nothing, self._pool)
-        steps.underway = Underway(self._direct, self._link)
+        steps.underway = LinksUnderway(self._direct, self._link)
         steps.stand_at(self._batch * BATCH_STEPS, f"batch {self._batch}", None)
         self._steps = steps
 

@@ -149,7 +149,8 @@ class SimulatedPeer:
         self.core.on_message(source, message, self.world.now)
 
     def arrives_from(self, peer: Peer) -> bool:
-        return self.world.underway[(peer, self.me)] > 0
+        source = "" if self.world.sees_underway == "any" else peer
+        return self.world.underway[(source, self.me)] > 0
 
     def leaves_to(self, peer: Peer) -> bool:
         return self.world.underway[(self.me, peer)] > 0

@@ -72,10 +72,12 @@ class World:
         self.now = 0.0
         self.messages = 0
         self.underway: Counter[tuple[Peer, Peer]] = Counter()
-        """How many messages with a payload are on their way from the one to the other, or are
-        taken to be."""
-        self._sees_underway = schedule.seed % 4 < 2
-        """Whether peers see that; what goes through ZeroMQ they don't."""
+        """How many messages with a payload are on their way from the one to the other, or are taken
+        to be; and from anyone, under ""."""
+        draw = random.Random(schedule.seed ^ 0x0DE5)
+        self.sees_underway = draw.choice(["nothing", "each", "any"])
+        """What peers see of that: nothing, as of what goes through ZeroMQ, each way, or, as of what
+        a relay brings, only that anything comes to them."""
         self._heap: list[_Due] = []
         self._number = 0
         self.peers: dict[Peer, SimulatedPeer] = {}
@@ -143,7 +145,7 @@ class World:
         delays = [delay]
         if self.active:
             delays = self._on_the_way(slot_of(source), slot_of(to), delay)
-        is_seen = self._sees_underway and hasattr(message, "payload")
+        is_seen = self.sees_underway != "nothing" and hasattr(message, "payload")
         if is_seen and not delays:
             self._show_underway((source, to), STANDS_STILL_S)
         for each in reversed(delays):
@@ -152,8 +154,9 @@ class World:
             self._deliver(target, source, message, each)
 
     def _show_underway(self, way: tuple[Peer, Peer], seconds: float) -> None:
-        self.underway[way] += 1
-        self.after(seconds, lambda: self.underway.subtract([way]))
+        ways = (way, ("", way[1]))
+        self.underway.update(ways)
+        self.after(seconds, lambda: self.underway.subtract(ways))
 
     def _deliver(self, target: SimulatedPeer, source: Peer, message: Any, delay: float) -> None:
         self.after(delay, lambda: target.receive(source, message))

@@ -245,7 +245,8 @@ class Core:
             self._give_state(source, want, now)
 
     def _on_follow(self, source: Peer, follow: messages.Follow, now: float) -> None:
-        if not self.leader.on_follow(source, follow, self.steps.step, now):
+        is_busy = self.steps.underway.leaves_to(source)
+        if not self.leader.on_follow(source, follow, self.steps.step, is_busy, now):
             self._give_state(source, messages.Want(follow.step, -1, "", ()), now)
         self.hand_over.look(now)
 
@@ -313,10 +314,15 @@ class Core:
         if steps.step < 0 or self.transfer.receiving:
             if steps.underway.arrives_from(self._host):
                 self._hear_host(self._host, now)
-            else:
-                self.transfer.want(self._host, steps.step)
+            self._want(self._host)
         else:
             self._send(self._host, self.follower.word())
+
+    def _want(self, peer: Peer) -> None:
+        """A newer state, of this peer or of whoever is sending one already."""
+        source = self.transfer.source or peer
+        is_coming = self.steps.underway.arrives_from(source)
+        self.transfer.want(peer, self.steps.step, is_coming)
 
     def _choose_host(self, members: tuple[Peer, ...], now: float) -> None:
         """The peer to replace, while it is there; else one member after another."""
@@ -334,11 +340,9 @@ class Core:
         steps = self.steps
         ahead, peer = steps.ahead
         idle = now - max(steps.moved_at, self._wanted_at) >= self.timing.ask_s * 0.999
-        if steps.underway.arrives_from(peer):
-            return  # which may be what is lacking
         if ahead > steps.step and steps.computing < 0 and not steps.applying and idle:
             self._wanted_at = now
-            self.transfer.want(peer, steps.step)
+            self._want(peer)
             # should that peer not answer, whoever is heard next is asked
             steps.ahead = (-1, "")
 

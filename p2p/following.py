@@ -11,7 +11,7 @@ than that gets a whole state once more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fault.records import Peer
 from p2p.actions import Apply, Send
@@ -49,7 +49,8 @@ class Leader:
 
     def expect(self, peer: Peer, now: float) -> None:
         """This candidate takes a state from here, and is going to follow."""
-        self._followers.setdefault(peer, _Standing(-1, "", now))
+        known = self._followers.get(peer, _Standing(-1, "", now))
+        self._followers[peer] = replace(known, heard_at=now)
 
     def standing(self, peer: Peer) -> tuple[int, str]:
         """The step and the digest that a follower said last; (-1, "") for who does not follow."""
@@ -72,15 +73,19 @@ class Leader:
             if (follower.step, follower.digest) == (step, digest):
                 self._send(peer, step, ())
 
-    def on_follow(self, source: Peer, follow: Follow, step: int, now: float) -> bool:
-        """False when the follower needs a whole state; `step` is the member's own."""
+    def on_follow(self, source: Peer, follow: Follow, step: int, is_busy: bool, now: float) -> bool:
+        """False when the follower needs a whole state; `step` is the member's own.
+
+        While the way there `is_busy`, nothing is sent: it may be what is lacking.
+        """
         self._followers[source] = _Standing(follow.step, follow.digest, now)
         kept = self._kept.get(follow.step)
         if kept is None:
             return follow.step >= step
         if kept[0] != follow.digest:
             return False
-        self._send(source, follow.step, follow.missing)
+        if not is_busy:
+            self._send(source, follow.step, follow.missing)
         return True
 
     def tick(self, now: float) -> None:

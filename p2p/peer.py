@@ -40,7 +40,7 @@ from p2p.transport.direct import DirectLinks
 from p2p.transport.keys import PeerKeys
 from p2p.transport.link import ControlAndBulk, relay_bulk, relayed
 from p2p.transport.shared import Gone, Pool
-from p2p.transport.underway import Underway
+from p2p.transport.underway import LinksUnderway
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed, WireFormat
 
@@ -291,7 +291,7 @@ class _Peer:
             core.steps.place,
         )
         self._link.stream(watch, self._wire, core.steps.place)
-        core.steps.underway = Underway(self._direct, self._link)
+        core.steps.underway = LinksUnderway(self._direct, self._link)
         core.begin(time.monotonic())
         booting = self._boot_watch
         core.membership.began_memberless(booting.memberless_since, booting.life, time.monotonic())
@@ -304,9 +304,9 @@ class _Peer:
             if now >= next_tick:
                 next_tick = max(next_tick + timing.beat_s, now)
                 core.steps.progress = self._computer.progress
-                core.tick(now)
                 self._link.tick(now)
                 self._direct.tick(now)
+                core.tick(now)
                 self._registrar.tell_steps(self._is_teller(core))
                 if core.contact_is_due(now):
                     self._registrar.contact(core.contact(now))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from fault.records import AccusationKind, Peer, Timing, View
 from p2p.actions import Apply, Compute, Send
@@ -22,34 +21,14 @@ from p2p.collectives.executor import Executor
 from p2p.collectives.memory import Memory, PlainMemory, Vector
 from p2p.collectives.schedule import ALLGATHER, RING_TIMES, Schedule, Unit, make_units, schedule_for
 from p2p.messages import Ask, NotYet, Segment, Total, Want
-
-
-class Underway(Protocol):
-    """What the driver knows of messages on their way; a way on which nothing moves has none."""
-
-    def arrives_from(self, peer: Peer) -> bool:
-        """Whether the beginning of a message has come, and more of it keeps coming."""
-
-    def leaves_to(self, peer: Peer) -> bool:
-        """Whether something for the peer is being sent, or waits for what is."""
-
-
-class NothingUnderway:
-    """Messages come as a whole or not at all."""
-
-    def arrives_from(self, peer: Peer) -> bool:
-        return False
-
-    def leaves_to(self, peer: Peer) -> bool:
-        return False
-
+from p2p.underway import NothingUnderway, Underway
 
 ASK_LIMIT = 256
 """Segments asked for in one message."""
 AGAIN_LIMIT_S = 2.0
 """The same is sent again after so long at the latest, if it is asked for."""
-LAST_STEP = -1
-"""In place of a round, for the mean of the step before."""
+TOTAL, LAST_TOTAL = -1, -2
+"""In place of a round: of this step, of the step before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +167,7 @@ class Steps:
         self.computing = -1
         self.applying = self.disagreement = False
         self.executor = None
+        self._again.clear()
         self._memory.next_step(step)
 
     def begin(self, now: float) -> None:
@@ -202,7 +182,6 @@ class Steps:
         self.executor = self.shape.executor(self.step, self._memory)
         self.executor.play(self.shards)
         self._sent.clear()
-        self._again.clear()
         self._busy.clear()
         self.moved_at = self.began_at = now
         early, self._early = self._early, {}
@@ -347,10 +326,11 @@ class Steps:
         elif ask.step == self.step and executor is not None:
             complete = True
             for round, unit, destination in items:
-                key = (source, round, unit, destination)
+                is_total = executor.total(unit) is not None
+                key = (source, TOTAL, unit, 0) if is_total else (source, round, unit, destination)
                 if not self._again.allows(key, now):
                     complete = False
-                elif executor.total(unit) is not None:
+                elif is_total:
                     self._send_total(source, self.step, unit, executor.mean)
                     self._again.sent(key, now)
                 elif self._send_segment(round, unit, destination, source, again=True):
@@ -360,7 +340,8 @@ class Steps:
             if complete:
                 return
         elif ask.step == self.step - 1 and self.last_mean is not None:
-            units = dict.fromkeys([unit for _, unit, _ in items])
+            known = range(len(self.shape.units))
+            units = dict.fromkeys([unit for _, unit, _ in items if unit in known])
             if self._send_last_mean(source, units, now):
                 return
         view = self.view.number if self.view is not None else -1
@@ -378,10 +359,10 @@ class Steps:
     def _send_last_mean(self, to: Peer, units: Iterable[int], now: float) -> bool:
         """False when all of these units went there a moment ago."""
         assert self.last_mean is not None
-        due = [unit for unit in units if self._again.allows((to, LAST_STEP, unit, 0), now)]
+        due = [unit for unit in units if self._again.allows((to, LAST_TOTAL, unit, 0), now)]
         for unit in due:
             self._send_total(to, self.step - 1, unit, self.last_mean)
-            self._again.sent((to, LAST_STEP, unit, 0), now)
+            self._again.sent((to, LAST_TOTAL, unit, 0), now)
         return bool(due)
 
     def on_not_yet(self, source: Peer, answer: NotYet, now: float) -> None:
@@ -444,10 +425,12 @@ class Steps:
     def _ask(self, now: float) -> None:
         assert self.executor is not None and self.view is not None
         items: dict[Peer, list[int]] = {}
+        # what is missing may be what is coming, or come after it
+        coming = [peer for peer in self.view.members if self.underway.arrives_from(peer)]
         for missing in self.executor.missing():
             player = self.view.players[missing.source]
-            if self.underway.arrives_from(player):
-                continue  # it may be that, or come after it
+            if player in coming:
+                continue
             wanted = items.setdefault(player, [])
             if len(wanted) < 3 * ASK_LIMIT:
                 wanted += [missing.round, missing.unit, missing.destination]

@@ -63,14 +63,20 @@ class Transfer:
 
     # --- receiving --------------------------------------------------------------------------
 
-    def want(self, source: Peer, step: int) -> None:
+    def want(self, source: Peer, step: int, is_coming: bool = False) -> None:
         """A newer state than `step`, which this peer is at, is wanted; to be said at every beat.
 
         Asks `source`, unless parts are coming in. When they stop, whoever sent them is asked once
-        more; `source` after that, which may no longer have this very state.
+        more; `source` after that, which may no longer have this very state. While one `is_coming`,
+        whoever sends it is only told to keep the others.
         """
         incoming = self._incoming
         if self.loading:
+            return
+        if is_coming:
+            if incoming is not None:
+                keep = Want(step, incoming.step, incoming.digest, ())
+                self.out.append(Send(incoming.source, keep))
             return
         if incoming is None or incoming.step <= step:
             self._incoming = None
@@ -79,6 +85,11 @@ class Transfer:
         incoming.quiet += 1
         if incoming.quiet > 1:
             self._ask(incoming.source if incoming.quiet == 2 else source, incoming, step)
+
+    @property
+    def source(self) -> Peer:
+        """Who sends parts of a state; nobody: ""."""
+        return self._incoming.source if self._incoming is not None else ""
 
     @property
     def receiving(self) -> bool:
@@ -125,6 +136,8 @@ class Transfer:
         is_new = busy or now - self._image_made_at < IMAGE_LIFE_S
         if image is not None and image[:2] == (want.transfer_step, want.transfer_digest):
             self._send(source, [i for i in want.missing[:WINDOW_PARTS] if i >= 0], now)
+        elif want.transfer_step >= 0 and not want.missing:
+            return  # it was to be kept, and could not be
         elif image is not None and image[:2] == (step, digest) and is_new:
             if not self._busy([source], now):  # else it asked before the parts were there
                 self._send(source, list(range(WINDOW_PARTS)), now)

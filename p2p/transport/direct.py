@@ -225,7 +225,7 @@ class DirectLinks:
             self.traffic.refused_keys = self._gate.refused
         for link in self._outgoing.values():
             if link.stream is not None:
-                link.stream.tick()
+                link.stream.tick(now)
         if self._entrance is not None:
             self._entrance.tick(now)
             self.traffic.refused += self._entrance.taken_refused()

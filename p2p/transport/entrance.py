@@ -137,7 +137,7 @@ class Entrance(Generic[M]):
     def tick(self, now: float) -> None:
         self._accept_on_demand()
         for connection in self.connections.values():
-            connection.tick()
+            connection.tick(now)
         for each in [each for each in self.connections.values() if not each.name]:
             each.since = now if each.since is None else each.since
             if now - each.since > STRANGERS_S:

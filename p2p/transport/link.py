@@ -203,10 +203,15 @@ class ControlAndBulk:
         """Whether something large is just coming in over such a connection."""
         return self.bulk.streams is not None and self.bulk.streams.arrives
 
-    @property
-    def leaves(self) -> bool:
-        """Whether something large is just going out over such a connection."""
-        return self.bulk.streams is not None and self.bulk.streams.leaves
+    def arrives_from(self, source: bytes) -> bool:
+        """Whether that is of this source."""
+        streams = self.bulk.streams
+        return streams is not None and streams.arrives_from(source + self.BULK)
+
+    def leaves_to(self, destination: bytes) -> bool:
+        """Whether something large for it is just going out over such a connection."""
+        streams = self.bulk.streams
+        return streams is not None and streams.leaves_to(destination + self.BULK)
 
     def receive_streamed(self) -> tuple[bytes, Message] | None:
         """What came over such a connection, or None. Raises Malformed."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import zmq
@@ -46,6 +47,10 @@ class _Way:
     asked_at: float = -float("inf")
     moved: tuple[int, float] = (0, 0.0)
     """How much was sent, and since when it has not been more."""
+    arriving: bytes = b""
+    """Whose the newest message is of which something has come."""
+    last: dict[bytes, int] = field(default_factory=dict)
+    """For each destination how many bytes were taken up to the end of the last message for it."""
 
 
 class RelayedStreams:
@@ -77,7 +82,9 @@ class RelayedStreams:
                     with suppress(zmq.Again):
                         way.dealer.send_multipart([RELAY, STREAM], zmq.NOBLOCK)
                 continue
-            connection.tick()
+            connection.tick(now)
+            arrived = connection.acknowledged_bytes
+            way.last = {name: end for name, end in way.last.items() if end > arrived}
             if connection.is_idle or connection.sent_bytes != way.moved[0]:
                 way.moved = connection.sent_bytes, now
             elif now - way.moved[1] > STALLED_S:
@@ -88,10 +95,21 @@ class RelayedStreams:
         """Whether something is just coming in from a relay."""
         return any(way.connection is not None and way.connection.is_arriving for way in self._ways)
 
-    @property
-    def leaves(self) -> bool:
-        """Whether something is just going out to a relay, or waits for what does."""
-        return any(way.connection is not None and way.connection.is_leaving for way in self._ways)
+    def arrives_from(self, source: bytes) -> bool:
+        """Whether that is of this source."""
+        return any(
+            way.connection is not None and way.connection.is_arriving and way.arriving == source
+            for way in self._ways
+        )
+
+    def leaves_to(self, destination: bytes) -> bool:
+        """Whether something for it is just going out to a relay, or waits for what does."""
+        return any(
+            way.connection is not None
+            and way.connection.is_leaving
+            and way.last.get(destination, 0) > way.connection.acknowledged_bytes
+            for way in self._ways
+        )
 
     def on_invitation(self, number: int, frames: Sequence[Frame]) -> None:
         """The relay of this number has answered."""
@@ -102,7 +120,8 @@ class RelayedStreams:
                 invitation = Invitation.from_bytes(frames[1])
                 if isinstance(address, tuple):
                     address = address[0], invitation.port
-                way.connection = Connection.dialled(address, invitation, self._watch, self._begin)
+                begin = partial(self._begin, way)
+                way.connection = Connection.dialled(address, invitation, self._watch, begin)
 
     def send(self, destination: bytes, header: Frame, payload: Frame) -> bool:
         """False when there is no connection with room; a payload must not be changed after."""
@@ -119,6 +138,7 @@ class RelayedStreams:
             except Broken:
                 self._end(way)
             else:
+                way.last[destination] = connection.taken_bytes
                 return True
         return False
 
@@ -144,8 +164,9 @@ class RelayedStreams:
         for way in self._ways:
             self._end(way)
 
-    def _begin(self, header: bytes, size: int | None) -> tuple[Received, Target]:
+    def _begin(self, way: _Way, header: bytes, size: int | None) -> tuple[Received, Target]:
         source, rest = opened(header)
+        way.arriving = source
         message, target = begun(self._wire, rest, size, is_guarded=True, place=self._place)
         return (source, message), target
 
@@ -153,6 +174,7 @@ class RelayedStreams:
         if way.connection is not None:
             way.connection.close()
             way.connection = None
+            way.last.clear()
 
 
 def _resolved(relay: str) -> Address | None:

@@ -53,6 +53,8 @@ AHEAD_BYTES = 8 << 10
 HEADER_LIMIT_BYTES = 64 << 10
 LARGEST_BYTES = 32 << 20
 """Of a payload; what is larger is for ZeroMQ."""
+JUDGE_EVERY_S = 0.05
+"""What has not moved for less says nothing: a link that is slow may be between two packets."""
 SILENCE_MS = 5000
 """A connection ends when so long nothing of what was sent is acknowledged."""
 HOST_BUFFER_BYTES = 384 << 10
@@ -96,13 +98,16 @@ class Connection(Generic[M]):
         """When it was first seen without one; the entrance's."""
         self.is_open = False
         """The ticket was shown, so messages can be sent."""
-        self.sent_bytes = self.received_bytes = 0
+        self.taken_bytes = self.sent_bytes = self.received_bytes = 0
+        """What this end was given to send, what of it the kernel has, and what has come here."""
         self._is_within = False
         """A payload is being received."""
         self._moved = (0, 0)
-        """What had come to the other end, and to this one, at the last tick."""
+        """What had come to the other end, and to this one,"""
+        self._judged_at = -float("inf")
+        """when it was last compared."""
         self._stands_still = (False, False)
-        """Whether nothing was sent, and received, between the last two ticks, though it should."""
+        """Whether it was no more than before, though it should."""
         self._socket = connected
         self._watch = watch
         self._begin = begin
@@ -137,6 +142,7 @@ class Connection(Generic[M]):
         made = cls(_new_socket(address), watch, begin)
         made._seal(invitation.key, OUTWARD, INWARD)
         made._parts = iter([[invitation.ticket]])
+        made.taken_bytes = len(invitation.ticket)
         made._received = made._messages()
         try:
             with suppress(BlockingIOError):
@@ -186,10 +192,17 @@ class Connection(Generic[M]):
         """Of a payload the beginning has come, and more keeps coming."""
         return self._is_within and not self._stands_still[1]
 
-    def tick(self) -> None:
-        """To be called every beat: what has not moved since the last time stands still."""
-        before = self._moved
-        moved = self._moved = self.sent_bytes - self._unacknowledged, self.received_bytes
+    @property
+    def acknowledged_bytes(self) -> int:
+        """Of what was sent; in time it gets to `taken_bytes`."""
+        return self.sent_bytes - self._unacknowledged
+
+    def tick(self, now: float) -> None:
+        """To be called again and again: what has not moved since the last time stands still."""
+        if now - self._judged_at < JUDGE_EVERY_S:
+            return
+        self._judged_at, before = now, self._moved
+        moved = self._moved = self.acknowledged_bytes, self.received_bytes
         self._stands_still = (
             self._has_left_over and moved[0] == before[0],
             self._is_within and moved[1] == before[1],
@@ -201,6 +214,7 @@ class Connection(Generic[M]):
         The header has 1 to `HEADER_LIMIT_BYTES` bytes, a payload `LARGEST_BYTES` at most.
         """
         self._waiting.append(frames)
+        self.taken_bytes += self._travelling_bytes(*frames)
         self.flush()
 
     def flush(self) -> None:
@@ -268,10 +282,8 @@ class Connection(Generic[M]):
         """Bytes that the kernel has taken, and the other end's has not; of a link that is slow it
         may be seconds' worth."""
         left = array("i", [0])
-        try:
+        if self.fileno() >= 0:
             ioctl(self._socket, TIOCOUTQ, left)
-        except OSError:  # closed
-            return 0
         return left[0]
 
     # --- sending ----------------------------------------------------------------------------
@@ -286,6 +298,14 @@ class Connection(Generic[M]):
             self._parts = self._message(*self._waiting.popleft())
         self._unsent = part
         return True
+
+    def _travelling_bytes(self, header: Frame, *payloads: Frame) -> int:
+        """How long the message is as it travels."""
+        payload_bytes = sum(len(payload) for payload in payloads)
+        plain = _PREFIX.size + len(header) + payload_bytes
+        if self._outward is None:
+            return plain
+        return plain + TAG_BYTES * (2 + -(-payload_bytes // RECORD_BYTES))
 
     def _message(self, header: Frame, *payloads: Frame) -> Iterator[list[Frame]]:
         """A message as it travels, part by part; each is sent before the next is made."""

@@ -10,17 +10,16 @@ from p2p.transport.link import ControlAndBulk
 
 
 @dataclass(frozen=True, slots=True)
-class Underway:
-    """Over its links to others, and over those to relays, of which all of a peer's messages share
-    one way."""
+class LinksUnderway:
+    """Over its links to others, and to relays, from which all that comes shares one way."""
 
     direct: DirectLinks
     relayed: ControlAndBulk
 
     def arrives_from(self, peer: Peer) -> bool:
         if self.direct.hears(peer):
-            return self.direct.arrives_from(peer)
+            return self.direct.arrives_from(peer) or self.relayed.arrives_from(peer.encode())
         return self.relayed.arrives
 
     def leaves_to(self, peer: Peer) -> bool:
-        return self.direct.leaves_to(peer) or self.relayed.leaves
+        return self.direct.leaves_to(peer) or self.relayed.leaves_to(peer.encode())

@@ -51,7 +51,7 @@ class Watch:
         """What is looked for at the socket from now on; nothing, if it is 0."""
         if not isinstance(socket, zmq.Socket):
             descriptor = socket if isinstance(socket, int) else socket.fileno()
-            self._set(descriptor, _TO_KERNEL[events], descriptor in self._others)
+            self._set(descriptor, _TO_KERNEL[events & (_IN | _OUT)], descriptor in self._others)
             (self._others.add if events else self._others.discard)(descriptor)
         elif events:
             descriptor = cast(int, socket.get(zmq.FD))

@@ -15,7 +15,7 @@ from p2p.traffic import Traffic
 from p2p.transport.direct import HELLO_EVERY_S, MISTRUST_S, NAMED_FROM_BYTES, WELCOME_S, DirectLinks
 from p2p.transport.link import ControlAndBulk
 from p2p.transport.shared import Gone, Pool
-from p2p.transport.underway import Underway
+from p2p.transport.underway import LinksUnderway
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed, WireFormat
 
@@ -127,7 +127,7 @@ def test_what_must_not_be_held_up_waits_behind_nothing(tmp_path: Path) -> None:
 def test_what_is_on_its_way_shows_at_both_ends(tmp_path: Path) -> None:
     a, b = (End(name, WAYS["tcp"]) for name in "ab")
     relayed = ControlAndBulk(b"b", [f"ipc://{tmp_path}/no-relay"], b.context)
-    here, there = Underway(b.links, relayed), Underway(a.links, relayed)
+    here, there = LinksUnderway(b.links, relayed), LinksUnderway(a.links, relayed)
     introduced(a, b)
     assert not here.arrives_from("a") and not there.leaves_to("b")
     sent = a.segment(16 << 20)

@@ -46,7 +46,7 @@ class Pair:
         self.leading += 1
 
     def say(self, word: Follow, now: float = 0.0) -> bool:
-        return self.leader.on_follow(CANDIDATE, word, self.leading, now)
+        return self.leader.on_follow(CANDIDATE, word, self.leading, False, now)
 
     def exchange(self) -> None:
         """Carries what there is to and fro until nothing is left."""
@@ -120,3 +120,25 @@ def test_another_state_of_the_same_step_is_not_followed() -> None:
     pair.follower.stand_at(0, "corrupt")
     pair.follower.on_total(MEMBER, Total(0, 0, "0", b"\0" * 4))
     assert not pair.follower_out
+
+
+def test_over_a_busy_way_nothing_is_sent_again() -> None:
+    pair = Pair(2)
+    pair.make_mean()
+    word = Follow(0, "0", ())
+    for is_busy, sent in ((True, 0), (False, len(pair.shape.units))):
+        assert pair.leader.on_follow(CANDIDATE, word, pair.leading, is_busy, 0.0)
+        assert len(pair.leader_out) == sent
+
+
+def test_who_takes_a_state_for_long_is_waited_for() -> None:
+    """The means since that state are kept for it, as long as it is heard."""
+    pair = Pair(1)
+    for tenth in range(100):
+        now = tenth / 10
+        if tenth % 2 == 0:
+            pair.leader.expect(CANDIDATE, now)
+        pair.leader.tick(now)
+        if tenth % 10 == 0:
+            pair.make_mean()
+    assert pair.say(Follow(0, "0", ()), 10.0)

@@ -379,13 +379,15 @@ def test_who_takes_seconds_for_a_message_loses_nothing(folder: Path) -> None:
 
         def meanwhile() -> None:
             fast.turn()
-            seen.add((fast.link.leaves, slow.link.arrives))
+            seen.add((fast.link.leaves_to(b"slow"), slow.link.arrives_from(b"fast")))
+            assert not fast.link.leaves_to(b"other") and not slow.link.arrives_from(b"other")
 
         connection._socket = cast(socket.socket, Trickle(connection._socket, meanwhile))
         until(lambda: len(slow.came) == 8, fast, slow, seconds=60)
         units = [message.unit for _, message in slow.came if isinstance(message, Segment)]
         assert units == [*range(8)] and stats(relay, None)["dropped"] == 0
-        assert (True, True) in seen and not fast.link.leaves and not slow.link.arrives
+        assert (True, True) in seen
+        assert not fast.link.leaves_to(b"slow") and not slow.link.arrives
     finally:
         for peer in (fast, slow):
             peer.close()

@@ -229,6 +229,33 @@ def test_what_is_asked_for_again_and_again_is_sent_ever_less_often() -> None:
     assert len(segments_of(steps)) == 1
 
 
+def test_what_was_sent_of_the_step_before_does_not_hold_up_this_one() -> None:
+    """Nor where no further step is begun, as in a hand-over."""
+    steps = new_steps("a", PlainMemory())
+    ask = (0, 0, 0)
+    for step in (4, 5):
+        steps.stopped = True
+        steps.stand_at(step, "digest", np.ones(LENGTH, np.float32))
+        for beat, sent in ((1, 1), (2, 0), (3, 1), (5, 0)):
+            steps.out.clear()
+            steps.on_ask("b", Ask(1, step - 1, ask), step + 0.1001 * beat)
+            kinds = [type(each.message) for each in steps.out if isinstance(each, Send)]
+            assert kinds == [Total if sent else NotYet]
+
+
+def test_a_total_is_sent_once_for_all_nodes_and_no_more_is_remembered() -> None:
+    steps = new_steps("a", PlainMemory())
+    steps.on_contribution(3, 0, np.ones(LENGTH, np.float32), 0.0)
+    steps.on_total("b", Total(3, 0, "digest", np.ones(LENGTH // 2, np.float32).data.cast("B")), 0.0)
+    steps.out.clear()
+    steps.on_ask("b", Ask(1, 3, (0, 0, 0, 1, 0, 1, 0, 0, 1)), 0.1)
+    assert [type(each.message) for each in steps.out if isinstance(each, Send)].count(Total) == 1
+    steps.stand_at(4, "next", np.ones(LENGTH, np.float32))
+    steps.out.clear()
+    steps.on_ask("b", Ask(1, 3, (0, 900, 0, 1, -7, 1)), 0.1)
+    assert [type(each.message) for each in steps.out if isinstance(each, Send)] == [NotYet]
+
+
 def test_a_mean_that_is_on_its_way_is_not_sent_again() -> None:
     steps = new_steps("a", PlainMemory())
     steps.stand_at(4, "next", np.ones(LENGTH, np.float32))

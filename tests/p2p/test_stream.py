@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -187,9 +188,12 @@ def test_what_moves_is_told_from_what_stands_still(place: Place) -> None:
     assert near.is_leaving, "it was begun a moment ago"
     place.until(lambda: far.is_arriving)
 
+    ticks = count()
+
     def stands_still() -> bool:
-        near.tick()
-        far.tick()
+        now = float(next(ticks))
+        near.tick(now)
+        far.tick(now)
         return not near.is_leaving and not far.is_arriving
 
     wait_until(stands_still, 5)  # while nobody reads

@@ -392,3 +392,27 @@ def test_what_is_first_sent_to_somebody_is_not_old() -> None:
         assert TakeImage(4) not in taken(sender)
     sender.on_want("r", FRESH, 4, "digest", IMAGE_LIFE_S)
     assert taken(sender) == [TakeImage(4)]
+
+
+def test_an_image_is_kept_while_a_part_takes_long_to_come() -> None:
+    """Over a slow link a window takes seconds, and nothing is to be asked for meanwhile."""
+    sender, receiver = sender_at(4, 2 * WINDOW_PARTS), Transfer([])
+    (_, first), *_ = messages(sender)
+    assert isinstance(first, StatePart)
+    receiver.want("host", MINE, is_coming=True)
+    assert taken(receiver) == [], "whose it is is not known yet"
+    receiver.on_part("s", first, MINE)
+    now = 0.0
+    for _ in range(5):
+        now += 0.9 * IMAGE_LIFE_S
+        receiver.want("host", MINE, is_coming=True)
+        ((to, keep),) = messages(receiver)
+        assert to == "s" and isinstance(keep, Want)
+        sender.on_want("r", keep, 9, "later", now)
+        sender.tick(now)
+        assert taken(sender) == []
+    sender.on_want("r", Want(MINE, 4, "digest", (20,)), 9, "later", now)
+    assert len(messages(sender)) == 1
+    sender.tick(now + 1.1 * IMAGE_LIFE_S)
+    sender.on_want("r", keep, 9, "later", now + 1.1 * IMAGE_LIFE_S)
+    assert taken(sender) == [], "what cannot be kept is no reason for another"
