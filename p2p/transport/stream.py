@@ -283,7 +283,8 @@ class Connection(Generic[M]):
         may be seconds' worth."""
         left = array("i", [0])
         if self.fileno() >= 0:
-            ioctl(self._socket, TIOCOUTQ, left)
+            with suppress(OSError):  # a kernel that does not tell
+                ioctl(self._socket, TIOCOUTQ, left)
         return left[0]
 
     # --- sending ----------------------------------------------------------------------------
