@@ -58,10 +58,10 @@ class Shaped(_Network):
     far_host = FAR_HOST
 
     def __init__(self, megabit: int) -> None:
-        self.megabit = megabit
+        self._megabit = megabit
 
     def _lay(self) -> None:
-        inside, shape = f"ip -n {NAMESPACE}", _shape(self.megabit)
+        inside, shape = f"ip -n {NAMESPACE}", _shape(self._megabit)
         _run(
             f"ip netns add {NAMESPACE}",
             f"ip link add {NEAR} type veth peer name {FAR} netns {NAMESPACE}",

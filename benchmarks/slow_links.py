@@ -32,6 +32,7 @@ from p2p.transport.keys import PEER_FILE, new_keys, write_keys
 MACHINES = 4
 MEGABIT = 600
 STREAM_S = 2
+"""A link's rate is measured by a stream that takes about so long."""
 MEGABIT_BYTES = 125_000
 POUR = """
 import socket, sys
