@@ -11,7 +11,7 @@ from fault.records import Accusation, Doing, Grant, Outcome, Snapshot, Suspect, 
 from p2p.actions import Send
 from p2p.collectives.schedule import make_schedule, make_units
 from p2p.core import CALM_BEATS, Core
-from p2p.messages import Beat, Segment, ViewIs
+from p2p.messages import Beat, Segment, ViewIs, Want
 from p2p.steps import Shape
 
 ME, OTHER = "0.1.aa", "1.1.bb"
@@ -182,3 +182,26 @@ def test_whoever_has_something_to_tell_makes_contact_at_the_next_beat() -> None:
     candidate.contact(1.0)
     candidate.on_snapshot(WELL, 1.0)
     assert beats_until_contact(candidate) == 1
+
+
+class Arriving:
+    """Links over which something large is just coming in from everyone."""
+
+    def arrives_from(self, peer: str) -> bool:
+        return True
+
+    def leaves_to(self, peer: str) -> bool:
+        return False
+
+
+def test_who_is_behind_wants_nothing_while_something_comes() -> None:
+    """It may be what is lacking; when it has stopped, it is wanted."""
+    core = new_member()
+    core.steps.computing = -1
+    nothing_underway = core.steps.underway
+    for underway, wanted in ((Arriving(), []), (nothing_underway, [OTHER])):
+        core.steps.underway = underway
+        core.steps.ahead = (9, OTHER)
+        core.out.clear()
+        core._catch_up(100.0 + len(wanted))
+        assert sent(core, Want) == wanted
