@@ -27,10 +27,10 @@ from p2p.steps import Shape, Steps
 from p2p.traffic import Traffic
 from p2p.transport.allocation import keep_large_blocks
 from p2p.transport.direct import DirectLinks
+from p2p.transport.framing import Target
 from p2p.transport.keys import PeerKeys
 from p2p.transport.link import ControlAndBulk, relay_bulk, relayed
 from p2p.transport.shared import Pool
-from p2p.transport.stream import Target
 from p2p.transport.underway import LinksUnderway
 from p2p.transport.watch import Watch
 from p2p.transport.wire import WireFormat

@@ -36,7 +36,7 @@ MORE_BYTES_WITHIN_HOST = 2 << 20
 """Where they are in shared memory, and it is the additions that cost."""
 SHORT_BYTES = 4 << 20
 """Up to here direct's two hops are faster than the ring's many."""
-RING_TIMES = 2
+RING_TIMES = 6
 """So many times as long the ring's segments may be if they are not compressed: each costs time, and
 a peer of the ring has another one to send while it waits for the next."""
 

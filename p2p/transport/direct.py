@@ -29,7 +29,9 @@ from fault.records import Peer
 from p2p.messages import Hello, Message, Segment, StatePart, Total
 from p2p.traffic import Traffic
 from p2p.transport.entrance import Entrance
+from p2p.transport.framing import LARGEST_BYTES, Broken, Target
 from p2p.transport.hosts import host_of, is_within_host
+from p2p.transport.incoming import Reading
 from p2p.transport.keys import Gate, PeerKeys, dial
 from p2p.transport.link import BULK_LIMIT_MESSAGES, received_frames
 from p2p.transport.placing import Place, begun, nowhere
@@ -40,7 +42,7 @@ from p2p.transport.relay import (
 )
 from p2p.transport.sealing import Invitation
 from p2p.transport.shared import Gone, Pool, Reference
-from p2p.transport.stream import LARGEST_BYTES, Address, Broken, Connection, Target
+from p2p.transport.stream import Address, Connection
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Frame, Malformed, WireFormat
 
@@ -153,7 +155,7 @@ class DirectLinks:
             addresses: list[Address] = [*dict.fromkeys(map(_entrance_of, self.endpoints))]
             seals = keys is not None and not self.is_local
             try:
-                self._entrance = Entrance(addresses, watch, seals, self._begun, ahead=True)
+                self._entrance = Entrance(addresses, watch, seals, self._begun, Reading(ahead=True))
             except OSError as error:
                 print(f"{me}: no direct links, {addresses}: {error}", file=sys.stderr)
                 for endpoint in self.endpoints:
@@ -213,7 +215,7 @@ class DirectLinks:
         if self._entrance is None:
             return False
         connection = self._entrance.named.get(peer.encode())
-        return connection is not None and connection.is_arriving
+        return connection is not None and bool(connection.arriving)
 
     def leaves_to(self, peer: Peer) -> bool:
         """Whether something for the peer is just going out, or waits for what does."""

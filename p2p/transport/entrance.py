@@ -11,8 +11,10 @@ from typing import Generic, TypeVar
 
 import zmq
 
+from p2p.transport.framing import Begin, Broken
+from p2p.transport.incoming import Reading
 from p2p.transport.sealing import KEY_BYTES, TICKET_BYTES, Invitation
-from p2p.transport.stream import Address, Begin, Broken, Connection, family_of
+from p2p.transport.stream import Address, Connection, family_of
 from p2p.transport.watch import Watch
 
 TICKETS_LIMIT = 1024
@@ -29,8 +31,7 @@ M = TypeVar("M")
 class Entrance(Generic[M]):
     """Where connections come in, at `addresses`; those with a port have the same one.
 
-    A port of 0 is any that is free; for `ahead` see `Connection`. Raises OSError when it cannot
-    listen there.
+    A port of 0 is any that is free. Raises OSError when it cannot listen there.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Entrance(Generic[M]):
         watch: Watch,
         seals: bool,
         begin: Begin[M],
-        ahead: bool = False,
+        reading: Reading,
     ) -> None:
         self.begin = begin
         self.connections: dict[int, Connection[M]] = {}
@@ -49,7 +50,7 @@ class Entrance(Generic[M]):
         self._refused = 0
         self._watch = watch
         self._seals = seals
-        self._ahead = ahead
+        self._reading = reading
         self._tickets: dict[bytes, tuple[bytes, bytes]] = {}
         """Whose they are, and the key."""
         self._files: list[tuple[Path, int]] = []
@@ -96,7 +97,7 @@ class Entrance(Generic[M]):
                 while True:
                     taken, _ = listener.accept()
                     made = Connection.accepted(
-                        taken, self._watch, self.begin, self._admit, self._ahead
+                        taken, self._watch, self.begin, self._admit, self._reading
                     )
                     self.connections[made.fileno()] = made
                     strangers = [each for each in self.connections.values() if not each.name]

@@ -1,11 +1,12 @@
 """The part of a relay that hands on what is large, over connections of our own (`stream.py`).
 
 A peer's header begins with the destination's name, and arrives with the source's: a byte with its
-length, the name, the header itself. Messages are received whole and then queued for their
-destination, at most `queue_bytes` of them, half of that from one source. What does not fit is held
-for `HOLD_S` at most, and nothing more read from its source, as long as the destination takes a
-message every `PATIENCE_S`; else it is dropped and counted, so nobody waits for one that does not
-read. So for each source there is one message more, held or on its way here.
+length, the name, the header itself. Messages are queued for their destination (`passing.py`), at
+most `queue_bytes` of them, half of that from one source, and passed on while they come if there is
+room. What does not fit is received whole and held for `HOLD_S` at most, and nothing more read from
+its source, as long as the destination takes something every `PATIENCE_S`; else it is dropped and
+counted, so nobody waits for one that does not read. So for each source there is one message more,
+held or on its way here.
 
 A destination that has no such connection is reached by the relay's other way.
 """
@@ -13,19 +14,23 @@ A destination that has no such connection is reached by the relay's other way.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from p2p.transport.entrance import Entrance
-from p2p.transport.stream import Address, Broken, Connection
+from p2p.transport.framing import Broken
+from p2p.transport.incoming import Reading
+from p2p.transport.passing import Passing, Queue, opened
+from p2p.transport.pipe import Pipe, are_there_pipes
+from p2p.transport.stream import Address, Connection
 from p2p.transport.watch import Watch
-from p2p.transport.wire import Frame, Malformed
+from p2p.transport.wire import Malformed
 
 BATCH_MESSAGES = 16
+PIPED_FROM_BYTES = 512 << 10
+"""Less is received and sent by one call each."""
 PATIENCE_S, HOLD_S = 0.5, 1.5
 """Well below the time after which a source gives a connection up that takes nothing."""
 UNIX_SUFFIX = ".large"
@@ -36,99 +41,6 @@ class Counters(Protocol):
     messages: int
     bytes: int
     dropped: int
-
-
-class Addressed(NamedTuple):
-    """A message with whom it is for, or from."""
-
-    name: bytes
-    header: bytes
-    payload: memoryview
-
-
-def addressed(name: bytes, header: Frame) -> bytes:
-    return b"".join((bytes([len(name)]), name, header))
-
-
-def opened(closed: bytes) -> tuple[bytes, bytes]:
-    """The name and the header that `addressed` has closed. Raises Malformed."""
-    end = 1 + closed[0] if closed else 0
-    if not 0 < end <= len(closed):
-        raise Malformed("a large message without an address")
-    return closed[1:end], closed[end:]
-
-
-def _begun(header: bytes, size: int | None) -> tuple[Addressed, memoryview]:
-    if size is None:
-        raise Malformed("a large message without a payload")
-    payload = np.empty(size, np.uint8).data
-    return Addressed(*opened(header), payload), payload
-
-
-class Room:
-    """What is held for one destination, in bytes."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-        self._bytes_of: Counter[bytes] = Counter()
-
-    def is_enough(self, source: bytes, size: int, limit: int) -> bool:
-        """A message finds room where there is nothing else, however large it is; otherwise one
-        source may have half of the limit."""
-        if not self._bytes:
-            return True
-        return self._bytes + size <= limit and self._bytes_of[source] + size <= limit // 2
-
-    def take(self, source: bytes, size: int) -> None:
-        self._bytes += size
-        self._bytes_of[source] += size
-
-    def give_back(self, source: bytes, size: int) -> None:
-        self._bytes -= size
-        self._bytes_of[source] -= size
-        if not self._bytes_of[source]:
-            del self._bytes_of[source]
-
-
-@dataclass(slots=True)
-class _Queue:
-    """What waits for one connection, the oldest first."""
-
-    connection: Connection[Addressed]
-    room: Room = field(default_factory=Room)
-    entries: deque[tuple[bytes, Sequence[Frame], int]] = field(default_factory=deque)
-    written: tuple[bytes, int] | None = None
-    """Whose the message is that the connection is sending, and its size."""
-    held: deque[tuple[Connection[Addressed], Addressed, float]] = field(default_factory=deque)
-    """For what there is no room, of whom, who is not heard meanwhile, and since when."""
-    moved_at: float = 0.0
-    """When the connection last took one, or a part of one, or had nothing to take."""
-
-    def offer(self, source: bytes, message: Addressed, limit: int) -> bool:
-        """False when there is no room for it."""
-        size = len(message.header) + len(message.payload)
-        if not self.room.is_enough(source, size, limit):
-            return False
-        if not self.entries and self.written is None:
-            self.moved_at = time.monotonic()
-        frames: list[Frame] = [addressed(source, message.header), message.payload]
-        self.entries.append((source, frames, size))
-        self.room.take(source, size)
-        return True
-
-    def feed(self) -> None:
-        """Hands on what the connection takes now. Raises Broken."""
-        self.connection.flush()
-        while self.connection.is_idle:
-            if self.written is not None:
-                self.moved_at = time.monotonic()
-                self.room.give_back(*self.written)
-                self.written = None
-            if not self.entries:
-                return
-            source, frames, size = self.entries.popleft()
-            self.written = source, size
-            self.connection.send(frames)
 
 
 class Exchange:
@@ -147,11 +59,16 @@ class Exchange:
         counters: Counters,
         elsewhere: Callable[[bytes, bytes, bytes, memoryview], None],
     ) -> None:
-        self.entrance: Entrance[Addressed] = Entrance(addresses, watch, seals, _begun)
+        self.entrance: Entrance[Passing] = Entrance(
+            addresses, watch, seals, self._begun, Reading(pauses=True)
+        )
         self._limit = queue_bytes
         self._counters = counters
         self._elsewhere = elsewhere
-        self._queues: dict[bytes, _Queue] = {}
+        self._queues: dict[bytes, Queue] = {}
+        self._has_pipes = not seals and are_there_pipes()
+        self._pipes: list[Pipe] = []
+        """That are empty."""
 
     def serve(self, descriptor: int) -> None:
         """Something happened at a descriptor of the poller's that is no other's."""
@@ -166,7 +83,11 @@ class Exchange:
             except Malformed:
                 self._counters.dropped += 1
                 continue
-            if message is None or not self._forward(connection, message):
+            if message is None:
+                self._pass_on(connection)
+                break
+            self._forward(connection, message)
+            if not connection.hears:
                 break
         queue = self._queues.get(connection.name)
         if queue is not None and queue.connection is connection:
@@ -179,57 +100,96 @@ class Exchange:
             if queue.connection.fileno() < 0:
                 self._drop(queue)
                 continue
-            if queue.connection.is_leaving:
-                queue.moved_at = now
-            if queue.held and now > min(queue.moved_at + PATIENCE_S, queue.held[0][2] + HOLD_S):
-                self._let_go(queue)
+            self._counters.dropped += queue.tick(now)
+            if queue.held and now > min(queue.moved_at + PATIENCE_S, queue.held[0][1] + HOLD_S):
+                self._counters.dropped += queue.let_go()
 
-    def _forward(self, source: Connection[Addressed], message: Addressed) -> bool:
-        """Whether more may be read of this source."""
-        destination = self.entrance.named.get(message.name)
+    def _begun(self, header: bytes, size: int | None) -> tuple[Passing, memoryview | Pipe]:
+        if size is None:
+            raise Malformed("a large message without a payload")
+        name, rest = opened(header)
+        pipe = self._pipe_to(name, size)
+        payload = np.empty(size, np.uint8).data if pipe is None else pipe
+        return Passing(name, rest, size, payload), payload
+
+    def _pipe_to(self, name: bytes, size: int) -> Pipe | None:
+        if not self._has_pipes or size < PIPED_FROM_BYTES:
+            return None
+        queue = self._queue_to(name)
+        if queue is None or not queue.takes_pipes:
+            return None
+        try:
+            return self._pipes.pop() if self._pipes else Pipe()
+        except OSError:  # too many open files
+            return None
+
+    def _pass_on(self, source: Connection[Passing]) -> None:
+        """What has come of a message that is not whole."""
+        coming = source.coming
+        if coming is None or not isinstance(coming.message, Passing) or coming.message.is_over:
+            return
+        passing = coming.message
+        passing.source, passing.coming = source, coming
+        if not passing.is_ready:
+            return
+        if passing.queue is None:
+            queue = self._queue_to(passing.name)
+            if queue is None or not queue.offer(passing):
+                passing.leave_pipe(self._pipes)
+                return
+        if passing.queue is not None:
+            self._feed(passing.queue)
+            passing.queue.hold_back(passing)
+
+    def _forward(self, source: Connection[Passing], passing: Passing) -> None:
+        """It has come whole."""
+        passing.source, passing.coming = source, None
+        if passing.is_over:
+            self._counters.dropped += 1
+            return
+        queue = passing.queue or self._queue_to(passing.name)
+        if queue is not None and (passing.queue is queue or queue.offer(passing)):
+            self._count(passing)
+            self._feed(queue)
+            queue.hold_back(passing)
+            return
+        passing.leave_pipe(self._pipes)
+        if queue is None:
+            assert isinstance(passing.payload, memoryview)
+            self._elsewhere(source.name, passing.name, passing.header, passing.payload)
+        elif time.monotonic() - queue.moved_at <= PATIENCE_S:
+            queue.held.append((passing, time.monotonic()))
+            source.hear(False)
+        else:
+            self._counters.dropped += 1
+
+    def _queue_to(self, name: bytes) -> Queue | None:
+        destination = self.entrance.named.get(name)
         if destination is None:
-            self._elsewhere(source.name, *message)
-            return True
-        queue = self._queues.get(message.name)
+            return None
+        queue = self._queues.get(name)
         if queue is None or queue.connection is not destination:
             if queue is not None:
                 self._drop(queue)
-            queue = self._queues[message.name] = _Queue(destination)
-        if queue.offer(source.name, message, self._limit):
-            self._count(message)
-            self._feed(queue)
-        elif time.monotonic() - queue.moved_at <= PATIENCE_S:
-            queue.held.append((source, message, time.monotonic()))
-            source.hear(False)
-            return False
-        else:
-            self._counters.dropped += 1
-        return True
+            queue = self._queues[name] = Queue(destination, self._limit, self._pipes)
+        return queue
 
-    def _count(self, message: Addressed) -> None:
+    def _count(self, passing: Passing) -> None:
         self._counters.messages += 1
-        self._counters.bytes += len(message.header) + len(message.payload)
+        self._counters.bytes += passing.size
 
-    def _feed(self, queue: _Queue) -> None:
+    def _feed(self, queue: Queue) -> None:
         try:
             queue.feed()
-            while queue.held and queue.offer(queue.held[0][0].name, queue.held[0][1], self._limit):
-                source, message, _ = queue.held.popleft()
-                self._count(message)
-                source.hear(True)
+            while queue.held and queue.offer(queue.held[0][0]):
+                passing, _ = queue.held.popleft()
+                self._count(passing)
+                passing.source.hear(True)
                 queue.feed()
         except Broken:
             self.entrance.end(queue.connection)
             self._drop(queue)
 
-    def _let_go(self, queue: _Queue) -> None:
-        """Drops what is held, and hears their sources again."""
-        self._counters.dropped += len(queue.held)
-        for source, _, _ in queue.held:
-            source.hear(True)
-        queue.held.clear()
-
-    def _drop(self, queue: _Queue) -> None:
-        self._let_go(queue)
-        self._counters.dropped += len(queue.entries)
+    def _drop(self, queue: Queue) -> None:
+        self._counters.dropped += queue.close()
         self._queues = {name: each for name, each in self._queues.items() if each is not queue}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from p2p.messages import Message, Segment, StatePart, Total
-from p2p.transport.stream import LARGEST_BYTES, Target
+from p2p.transport.framing import LARGEST_BYTES, Target
 from p2p.transport.wire import Frame, WireFormat
 
 Place = Callable[[Segment], Target | None]

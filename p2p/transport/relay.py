@@ -43,9 +43,10 @@ from zmq.utils.monitor import recv_monitor_message
 
 from fault.errors import InputError, MayflyError
 from p2p.transport.allocation import keep_large_blocks
-from p2p.transport.exchange import UNIX_SUFFIX, Exchange, Room
+from p2p.transport.exchange import UNIX_SUFFIX, Exchange
 from p2p.transport.hosts import host_of, is_loopback
 from p2p.transport.keys import Gate, RelayKeys
+from p2p.transport.passing import Room
 from p2p.transport.stream import Address, are_unix_sockets_fast
 from p2p.transport.watch import Watch
 

@@ -12,18 +12,19 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import zmq
 
 from p2p.messages import Message
-from p2p.transport.exchange import UNIX_SUFFIX, addressed, opened
+from p2p.transport.exchange import UNIX_SUFFIX
+from p2p.transport.framing import LARGEST_BYTES, Broken, Target
 from p2p.transport.hosts import host_of
+from p2p.transport.passing import addressed, opened
 from p2p.transport.placing import Place, begun
 from p2p.transport.relay import RELAY, STREAM
 from p2p.transport.sealing import Invitation
-from p2p.transport.stream import LARGEST_BYTES, Address, Broken, Connection, Target
+from p2p.transport.stream import Address, Connection
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Frame, WireFormat
 
@@ -47,8 +48,6 @@ class _Way:
     asked_at: float = -float("inf")
     moved: tuple[int, float] = (0, 0.0)
     """How much was sent, and since when it has not been more."""
-    arriving: bytes = b""
-    """Whose the newest message is of which something has come."""
     last: dict[bytes, int] = field(default_factory=dict)
     """For each destination how many bytes were taken up to the end of the last message for it."""
 
@@ -93,12 +92,12 @@ class RelayedStreams:
     @property
     def arrives(self) -> bool:
         """Whether something is just coming in from a relay."""
-        return any(way.connection is not None and way.connection.is_arriving for way in self._ways)
+        return any(way.connection is not None and way.connection.arriving for way in self._ways)
 
     def arrives_from(self, source: bytes) -> bool:
         """Whether that is of this source."""
         return any(
-            way.connection is not None and way.connection.is_arriving and way.arriving == source
+            way.connection is not None and any(of == source for of, _ in way.connection.arriving)
             for way in self._ways
         )
 
@@ -120,8 +119,9 @@ class RelayedStreams:
                 invitation = Invitation.from_bytes(frames[1])
                 if isinstance(address, tuple):
                     address = address[0], invitation.port
-                begin = partial(self._begin, way)
-                way.connection = Connection.dialled(address, invitation, self._watch, begin)
+                way.connection = Connection.dialled(
+                    address, invitation, self._watch, self._begin, takes_parts=True
+                )
 
     def send(self, destination: bytes, header: Frame, payload: Frame) -> bool:
         """False when there is no connection with room; a payload must not be changed after."""
@@ -164,9 +164,8 @@ class RelayedStreams:
         for way in self._ways:
             self._end(way)
 
-    def _begin(self, way: _Way, header: bytes, size: int | None) -> tuple[Received, Target]:
+    def _begin(self, header: bytes, size: int | None) -> tuple[Received, Target]:
         source, rest = opened(header)
-        way.arriving = source
         message, target = begun(self._wire, rest, size, is_guarded=True, place=self._place)
         return (source, message), target
 

@@ -382,7 +382,8 @@ def test_who_takes_seconds_for_a_message_loses_nothing(folder: Path) -> None:
             seen.add((fast.link.leaves_to(b"slow"), slow.link.arrives_from(b"fast")))
             assert not fast.link.leaves_to(b"other") and not slow.link.arrives_from(b"other")
 
-        connection._socket = cast(socket.socket, Trickle(connection._socket, meanwhile))
+        incoming = connection._incoming
+        incoming._socket = cast(socket.socket, Trickle(incoming._socket, meanwhile))
         until(lambda: len(slow.came) == 8, fast, slow, seconds=60)
         units = [message.unit for _, message in slow.came if isinstance(message, Segment)]
         assert units == [*range(8)] and stats(relay, None)["dropped"] == 0

@@ -17,25 +17,24 @@ from pathlib import Path
 import pytest
 
 from p2p.transport.entrance import STRANGERS_LIMIT, STRANGERS_S, Entrance
-from p2p.transport.sealing import TAG_BYTES, TICKET_BYTES, Invitation
-from p2p.transport.stream import (
-    AHEAD_BYTES,
+from p2p.transport.framing import (
     HEADER_LIMIT_BYTES,
     LARGEST_BYTES,
     PIECE_BYTES,
     RECORD_BYTES,
-    Address,
     Broken,
-    Connection,
     Target,
 )
+from p2p.transport.incoming import AHEAD_BYTES, Reading
+from p2p.transport.sealing import TAG_BYTES, TICKET_BYTES, Invitation
+from p2p.transport.stream import Address, Connection
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Frame, Malformed
 from tests.relay_process import until as wait_until
 
 Message = list[Frame]
 Came = tuple[bytes, list[bytes]]
-PREFIX = struct.Struct("<BII")
+PREFIX = struct.Struct("<BHII")
 
 
 def begin(header: bytes, size: int | None) -> tuple[Message, Target]:
@@ -60,7 +59,9 @@ class Place:
     def __init__(self, address: Address, seals: bool, ahead: bool = False) -> None:
         self.address = address
         self.watch = Watch()
-        self.entrance: Entrance[Message] = Entrance([address], self.watch, seals, begin, ahead)
+        self.entrance: Entrance[Message] = Entrance(
+            [address], self.watch, seals, begin, Reading(ahead, takes_parts=True)
+        )
         self.came: list[Came] = []
         self.refused = 0
         self._dialled: list[Connection[Message]] = []
@@ -180,13 +181,42 @@ def test_a_payload_can_be_taken_while_it_comes(place: Place) -> None:
         assert place.received() == (b"a", [b"header", payload])
 
 
+def test_parts_of_messages_can_be_mixed(place: Place) -> None:
+    """Of any length; a message that begins takes the channel of one that has not ended."""
+    connection = place.joined(b"a")
+    draw = random.Random(1)
+    payloads = [draw.randbytes(size) for size in (0, 1, 1000, RECORD_BYTES + 1, 3 * PIECE_BYTES)]
+    connection.send_beginning(2, b"piece by piece", 10)
+    connection.send_part(2, b"never")
+    for channel, payload in enumerate(payloads):
+        connection.send_beginning(
+            channel, b"piece by piece" if channel % 2 else b"header", len(payload)
+        )
+    sent = [0] * len(payloads)
+    while open_channels := [each for each in range(5) if sent[each] < len(payloads[each])]:
+        channel = draw.choice(open_channels)
+        part = payloads[channel][sent[channel] :][: draw.choice([1, 63, 4097, RECORD_BYTES + 5])]
+        connection.send_part(channel, part)
+        sent[channel] += len(part)
+        place.turn()
+    connection.send([b"header", b"whole"])
+    place.until(lambda: len(place.came) == 6)
+    assert {bytes(each[1]) for _, each in place.came} == {*payloads, b"whole"}
+    connection.send_part(3, b"a part of nothing")
+    connection.send([b"header", b"and it goes on"])
+    place.until(lambda: len(place.came) == 7)
+    connection.send_beginning(4, b"header", 10)
+    connection.send_part(4, b"more than ten")
+    place.until(lambda: not place.entrance.connections)
+
+
 def test_what_moves_is_told_from_what_stands_still(place: Place) -> None:
     near = place.joined(b"peer")
     far = place.entrance.named[b"peer"]
-    assert not near.is_leaving and not far.is_arriving
+    assert not near.is_leaving and not far.arriving
     near.send([b"header", bytes(16 << 20)])
     assert near.is_leaving, "it was begun a moment ago"
-    place.until(lambda: far.is_arriving)
+    place.until(lambda: far.arriving)
 
     ticks = count()
 
@@ -194,13 +224,13 @@ def test_what_moves_is_told_from_what_stands_still(place: Place) -> None:
         now = float(next(ticks))
         near.tick(now)
         far.tick(now)
-        return not near.is_leaving and not far.is_arriving
+        return not near.is_leaving and not far.arriving
 
     wait_until(stands_still, 5)  # while nobody reads
     place.turn()
-    place.until(lambda: not stands_still() and near.is_leaving and far.is_arriving)
+    place.until(lambda: not stands_still() and near.is_leaving and far.arriving)
     place.received()
-    assert not far.is_arriving
+    assert not far.arriving
     wait_until(lambda: not near.is_leaving, 5)  # what was acknowledged
 
 
@@ -289,16 +319,16 @@ def test_a_name_that_returns_takes_over(place: Place) -> None:
 
 
 BROKEN = {
-    "a long header": PREFIX.pack(2, HEADER_LIMIT_BYTES + 1, 0),
-    "no header": PREFIX.pack(2, 0, 1) + b"x",
-    "a long payload": PREFIX.pack(2, 1, LARGEST_BYTES + 1) + b"x",
+    "a long header": PREFIX.pack(2, 0, HEADER_LIMIT_BYTES + 1, 0),
+    "no header": PREFIX.pack(2, 0, 0, 1) + b"x",
+    "a long payload": PREFIX.pack(2, 0, 1, LARGEST_BYTES + 1) + b"x",
     "noise": random.Random(1).randbytes(10_000),
-    "an end in the middle": PREFIX.pack(2, 1, 1000) + b"xx",
+    "an end in the middle": PREFIX.pack(2, 0, 1, 1000) + b"xx",
 }
 MALFORMED = {
-    "no frames": PREFIX.pack(0, 1, 0) + b"x",
-    "a payload too many": PREFIX.pack(1, 1, 1) + b"xx",
-    "a malformed header": PREFIX.pack(2, 9, 5) + b"malformed" + b"12345",
+    "no frames": PREFIX.pack(0, 0, 1, 0) + b"x",
+    "a payload too many": PREFIX.pack(1, 0, 1, 1) + b"xx",
+    "a malformed header": PREFIX.pack(2, 0, 9, 5) + b"malformed" + b"12345",
 }
 
 
@@ -349,7 +379,7 @@ def test_what_follows_a_malformed_message_is_read(garbage: bytes, plain: Place) 
         raw.sendall(garbage)
         with pytest.raises(Malformed):
             plain.until(lambda: plain.came)
-        raw.sendall(PREFIX.pack(2, 1, 3) + b"%d" % number + b"yes")
+        raw.sendall(PREFIX.pack(2, 0, 1, 3) + b"%d" % number + b"yes")
         assert plain.received() == (b"b", [b"%d" % number, b"yes"])
     raw.close()
 

@@ -1,0 +1,259 @@
+"""What a relay passes on while it comes: real connections, of which some stop in the middle."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from p2p.transport.exchange import Exchange
+from p2p.transport.framing import Broken, Target
+from p2p.transport.passing import PART_BYTES, addressed, opened
+from p2p.transport.stream import Address, Connection
+from p2p.transport.watch import Watch
+from tests.relay_process import until as wait_until
+
+MEBIBYTE = 1 << 20
+Message = tuple[bytes, bytes, memoryview | bytearray]
+"""Of whom, its header, its payload."""
+
+
+@dataclass
+class Counters:
+    messages: int = 0
+    bytes: int = 0
+    dropped: int = 0
+
+
+def begin(header: bytes, size: int | None) -> tuple[Message, Target]:
+    source, rest = opened(header)
+    if not rest.startswith(b"taken"):
+        payload = memoryview(bytearray(size or 0))
+        return (source, rest, payload), payload
+    taken = bytearray()
+
+    def take(start: int, piece: memoryview) -> None:
+        assert start == len(taken) and start % 4 == 0 and len(piece) > 0
+        taken.extend(piece)
+
+    return (source, rest, taken), take
+
+
+class Hub:
+    """An exchange and whom it serves, in one thread."""
+
+    def __init__(self, address: Address, seals: bool) -> None:
+        self.address = address
+        self.watch = Watch()
+        self.counters = Counters()
+        self.elsewhere: list[tuple[bytes, bytes, bytes, bytes]] = []
+        self.exchange = Exchange(
+            [address], self.watch, seals, 64 * MEBIBYTE, self.counters, self._goes_elsewhere
+        )
+        self.peers: dict[bytes, Connection[Message]] = {}
+        self.came: dict[bytes, list[Message]] = {}
+        self.stopped: set[bytes] = set()
+        """Who sends nothing more,"""
+        self.deaf: set[bytes] = set()
+        """and who reads nothing."""
+
+    def join(self, *names: bytes) -> None:
+        for name in names:
+            invitation = self.exchange.entrance.invite(name)
+            address = self.address
+            if isinstance(address, tuple):
+                address = address[0], invitation.port
+            self.peers[name] = Connection.dialled(
+                address, invitation, self.watch, begin, takes_parts=True
+            )
+            self.came[name] = []
+            self.until(lambda name=name: name in self.exchange.entrance.named)
+
+    def send(self, source: bytes, destination: bytes, header: bytes, payload: bytes) -> None:
+        self.peers[source].send([addressed(destination, header), payload])
+
+    def leave(self, name: bytes) -> None:
+        self.peers.pop(name).close()
+
+    def turn(self) -> None:
+        found = self.watch.poll(5)
+        ours = {each.fileno() for each in self.peers.values()}
+        for descriptor, _ in found:
+            if isinstance(descriptor, int) and descriptor not in ours:
+                self.exchange.serve(descriptor)
+        self.exchange.tick()
+        for name, peer in [*self.peers.items()]:
+            peer.hear(name not in self.deaf)
+            peer.tick(time.monotonic())
+            if name not in self.stopped:
+                peer.flush()
+            while name not in self.deaf and (message := peer.receive()) is not None:
+                self.came[name].append(message)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        def is_so() -> object:
+            self.turn()
+            return condition()
+
+        wait_until(is_so, 20)
+
+    def begun(self, source: bytes, destination: bytes, payload: bytes, header: bytes = b"") -> None:
+        """Sends a message and stops in the middle of it, when the destination has some of it."""
+        self.send(source, destination, header or b"header", payload)
+        self.until(lambda: [each for each in self.peers[destination].arriving if each[0] == source])
+        self.stopped.add(source)
+
+    @property
+    def holds(self) -> int:
+        """What it has for anybody, in bytes, or in numbers of messages and channels."""
+        queues = self.exchange._queues.values()
+        held = [each.room._bytes + len(each.entries) + len(each.held) for each in queues]
+        return sum(held) + sum(len(each.channels) for each in queues)
+
+    def close(self) -> None:
+        for peer in self.peers.values():
+            peer.close()
+        self.exchange.entrance.close()
+
+    def _goes_elsewhere(
+        self, source: bytes, destination: bytes, header: bytes, payload: memoryview
+    ) -> None:
+        self.elsewhere.append((source, destination, header, bytes(payload)))
+
+
+@pytest.fixture(params=["unix", "tcp", "sealed"])
+def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own may be too long for a socket
+        address = Path(folder) / "socket" if request.param == "unix" else ("127.0.0.1", 0)
+        made = Hub(address, seals=request.param == "sealed")
+        made.join(b"a", b"b", b"c")
+        yield made
+        made.close()
+
+
+LONG = 24 * MEBIBYTE + 7
+"""More than the kernel keeps on the way, and no multiple of anything."""
+
+
+@pytest.mark.parametrize("header", [b"header", b"taken while it comes"])
+def test_whose_source_stops_holds_up_no_other(hub: Hub, header: bytes) -> None:
+    slow, other = os.urandom(LONG), os.urandom(MEBIBYTE)
+    hub.begun(b"a", b"c", slow, header)
+    for _ in range(5):
+        hub.send(b"b", b"c", header, other)
+        hub.until(lambda: hub.came[b"c"])
+        assert hub.came[b"c"].pop() == (b"b", header, other)
+    hub.stopped.clear()
+    hub.until(lambda: hub.came[b"c"])
+    assert hub.came[b"c"] == [(b"a", header, slow)]
+    assert hub.counters == Counters(6, len(slow) + 5 * len(other) + 6 * len(header))
+    hub.until(lambda: not hub.holds)
+
+
+def test_what_stands_still_does_not_arrive(hub: Hub) -> None:
+    """And is forgotten; whoever sends it is heard again."""
+    hub.begun(b"a", b"c", os.urandom(LONG))
+    hub.until(lambda: not hub.peers[b"c"].arriving)
+    hub.until(lambda: not hub.peers[b"c"]._incoming._parted)
+    hub.stopped.clear()
+    hub.send(b"a", b"c", b"next", b"x" * MEBIBYTE)
+    hub.until(lambda: hub.came[b"c"])
+    assert hub.came[b"c"] == [(b"a", b"next", b"x" * MEBIBYTE)]
+
+
+def test_a_source_that_dies_in_the_middle(hub: Hub) -> None:
+    """Costs its one message; under its name a new connection is as good as the first."""
+    hub.begun(b"a", b"c", os.urandom(LONG))
+    hub.leave(b"a")
+    hub.until(lambda: hub.counters.dropped == 1)
+    hub.until(lambda: not hub.holds)
+    hub.stopped.clear()
+    hub.join(b"a")
+    sent = os.urandom(LONG)
+    hub.send(b"a", b"c", b"header", sent)
+    hub.until(lambda: hub.came[b"c"])
+    assert hub.came[b"c"] == [(b"a", b"header", sent)] and hub.counters.dropped == 1
+
+
+def test_a_destination_that_dies_in_the_middle(hub: Hub) -> None:
+    """Costs what was for it; its sources go on."""
+    hub.begun(b"a", b"c", os.urandom(LONG))
+    hub.leave(b"c")
+    hub.stopped.clear()
+    hub.send(b"a", b"b", b"header", b"x" * MEBIBYTE)
+    hub.until(lambda: hub.came[b"b"])
+    assert hub.counters.dropped == 1
+    hub.join(b"c")
+    hub.send(b"a", b"c", b"header", b"x" * MEBIBYTE)
+    hub.until(lambda: hub.came[b"c"])
+    assert hub.came[b"c"] == [(b"a", b"header", b"x" * MEBIBYTE)] and hub.counters.dropped == 1
+
+
+def test_who_does_not_read_keeps_nobody_from_others(hub: Hub) -> None:
+    hub.deaf.add(b"c")
+    sent = os.urandom(LONG)
+    hub.send(b"a", b"c", b"header", sent)
+    for _ in range(5):
+        hub.send(b"a", b"b", b"header", b"x" * MEBIBYTE)
+        hub.until(lambda: hub.came[b"b"])
+        hub.came[b"b"].clear()
+    hub.deaf.clear()
+    hub.until(lambda: hub.came[b"c"])
+    assert hub.came[b"c"] == [(b"a", b"header", sent)] and hub.counters.dropped == 0
+    hub.until(lambda: not hub.holds)
+
+
+def test_what_is_for_nobody_here_goes_elsewhere_whole(hub: Hub) -> None:
+    for size in (1, PART_BYTES, LONG):
+        sent = os.urandom(size)
+        hub.send(b"a", b"nobody", b"header", sent)
+        hub.until(lambda: hub.elsewhere)
+        assert hub.elsewhere.pop() == (b"a", b"nobody", b"header", sent)
+
+
+def test_garbage_in_the_middle_of_parts_ends_its_connection_alone(hub: Hub) -> None:
+    """A peer may send none in parts, and no more than it said."""
+    hub.begun(b"a", b"c", os.urandom(LONG))
+    with suppress(Broken):
+        hub.peers[b"b"].send_beginning(7, addressed(b"c", b"header"), 10)
+    hub.until(lambda: b"b" not in hub.exchange.entrance.named)
+    hub.peers.pop(b"b").close()
+    hub.stopped.clear()
+    hub.until(lambda: hub.came[b"c"])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_stops_and_goes_on_everything_arrives(hub: Hub, seed: int) -> None:
+    """In the order in which one sent it to another; at the end nothing is left in the relay."""
+    draw = random.Random(seed)
+    names = [*hub.peers]
+    sent: dict[tuple[bytes, bytes], list[bytes]] = {}
+    end = time.monotonic() + 60
+    for number in range(40):
+        source, destination = draw.choice(names), draw.choice(names)
+        size = draw.choice([1, 1000, PART_BYTES, 3 * PART_BYTES + 3, 2 * MEBIBYTE + 1])
+        payload = draw.randbytes(size)
+        header = draw.choice([b"header", b"taken"]) + b"%d" % number
+        sent.setdefault((source, destination), []).append(payload)
+        hub.send(source, destination, header, payload)
+        hub.stopped = {each for each in names if draw.random() < 0.3}
+        hub.deaf = {each for each in names if draw.random() < 0.3}
+        for _ in range(draw.randrange(6)):
+            hub.turn()
+        assert time.monotonic() < end
+    hub.stopped.clear()
+    hub.deaf.clear()
+    hub.until(lambda: sum(map(len, hub.came.values())) == 40)
+    for destination in names:
+        for source in names:
+            came = [bytes(each[2]) for each in hub.came[destination] if each[0] == source]
+            assert came == sent.get((source, destination), [])
+    hub.until(lambda: not hub.holds)
+    assert hub.counters.dropped == 0 and len(hub.exchange._pipes) <= len(names)
