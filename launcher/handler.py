@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.logs import beginning
 from launcher.platform import EVALUATION_SUFFIX, WORKER_SUFFIX, Platform
+from p2p.importing import import_torch
 from p2p.invocation import Invocation
 from p2p.peer import live
 
@@ -61,6 +62,7 @@ def evaluate(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Evaluates one state; the event is `p2p.invocation.evaluation_payload`."""
     global _evaluator
     if _evaluator is None:
+        import_torch()
         from p2p.evaluation import Evaluator
 
         os.setpriority(os.PRIO_PROCESS, 0, EVALUATION_NICENESS)

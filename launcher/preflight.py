@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.inquiry import JobRequest, answer, blamed_on
 from launcher.preload import imports_of
+from p2p.importing import uncollected
 
 if TYPE_CHECKING:
     from p2p.algorithm import Algorithm
@@ -65,15 +66,16 @@ def load(request: JobRequest) -> tuple[Task, Plan]:
 def inspect(request: JobRequest) -> dict[str, Any]:
     """Loads the job and computes a little of it. Raises what is wrong with it."""
     began = _own_time()
-    from p2p.algorithm import GradientAveraging
-    from p2p.spec import job_digest
-    from p2p.state import TrainingState
-
     job = Path(request.job)
-    digest = job_digest(job)
-    for name in imports_of(job):
-        with suppress(Exception):  # running the job will tell
-            import_module(name)
+    with uncollected():
+        from p2p.algorithm import GradientAveraging
+        from p2p.spec import job_digest
+        from p2p.state import TrainingState
+
+        digest = job_digest(job)
+        for name in ("torch._dynamo", *imports_of(job)):  # the first is any optimizer's
+            with suppress(Exception):  # running the job will tell
+                import_module(name)
     imported = _own_time()
     task, plan = load(request)
     with blamed_on(job, "its first batch was computed"):

@@ -14,6 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from p2p.importing import import_torch
+
+import_torch()
+
 import numpy as np
 import torch
 from torch import Tensor

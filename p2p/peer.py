@@ -29,6 +29,7 @@ from p2p.actions import Send
 from p2p.aggregate.places import WorkerInvocation
 from p2p.boot import BootWatch
 from p2p.core import Core
+from p2p.importing import import_torch
 from p2p.invocation import Invocation, evaluation_payload
 from p2p.messages import KINDS, Ask, Beat, Hello, Message, Segment, StatePart, Total, ViewIs
 from p2p.registrar import Registrar
@@ -171,7 +172,8 @@ class _Peer:
         self._registrar.event("started", self.me, start)
         keeping = threading.Thread(target=self._keep_the_lease, name="boot", daemon=True)
         keeping.start()
-        from p2p.computer import Computer  # brings in torch, which takes longer than a lease
+        import_torch()  # which takes longer than a lease
+        from p2p.computer import Computer
 
         driver = threading.Thread(target=self._drive, name="core", daemon=True)
         self._computer = computer = Computer(self.me, self.spec, self)

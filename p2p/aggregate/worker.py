@@ -19,6 +19,7 @@ from fault.records import Timing
 from fault.registry import Registry
 from p2p.aggregate.bulk import BulkConnection, StoreLost
 from p2p.aggregate.places import Part, Place, Presence, Result, Team, WorkerInvocation
+from p2p.importing import import_torch
 from p2p.spec import RunSpec, job_digest
 
 REGISTRY_TIMEOUT_S = 10.0
@@ -126,6 +127,7 @@ class _Worker:
             self._voice.close()
 
     def _build(self) -> None:
+        import_torch()
         from p2p.aggregate.parts import build
         from p2p.algorithm import probe
         from p2p.seeding import configure_determinism
