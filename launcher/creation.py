@@ -18,6 +18,7 @@ from typing import Any, cast
 from fault.errors import (
     JobNotFound,
     MayflyError,
+    PlatformUnavailable,
     RegistryUnavailable,
     RunExists,
     RunStopped,
@@ -25,11 +26,12 @@ from fault.errors import (
 )
 from fault.records import Timing
 from fault.registry import Registry
+from launcher.emulator_client import EmulatorClient
 from launcher.home import Home, RunFolder, writing_to
 from launcher.inquiry import JobRequest, ask, reported
 from launcher.inviting import invite
 from launcher.options import Options
-from launcher.platform import Platform
+from launcher.platform import LOOK_SUFFIX, Platform
 from launcher.preflight import Findings
 from launcher.preload import imports_of
 from launcher.processes import FUNCTION, START_SECONDS
@@ -37,6 +39,9 @@ from p2p.aggregate.engine.build import engine_path
 from p2p.aggregate.storing import check_store
 from p2p.spec import Collective, Compress, Links, RunSpec
 from p2p.transport.keys import new_keys, read_keys, write_keys
+
+LOOK_PATIENCE_S = 600.0
+"""More than the emulator's limits for making a snapshot and for a look come to."""
 
 
 def create(home: Home, run: str, options: Options) -> RunFolder:
@@ -169,15 +174,22 @@ def _preflight(
     folder: RunFolder, job: Path, options: Options, supervisor: subprocess.Popen[bytes]
 ) -> Findings:
     """Raises what is wrong with the job, or why the supervisor has ended meanwhile."""
+    parts = options.shards * max(1, options.workers)
+    request = JobRequest(
+        str(job), parts, dict(options.settings), options.threads, options.aggregate
+    )
+    if options.start == "snapshot":
+        # a function has everything imported; whatever it does not like, or dies of, is for a
+        # process to say in which nothing but the job is
+        endpoint = wait_until_up(folder, supervisor)["endpoint"]
+        emulator = EmulatorClient(endpoint, timeout_s=LOOK_PATIENCE_S)
+        with contextlib.suppress(PlatformUnavailable):
+            return Findings(**emulator.call(FUNCTION + LOOK_SUFFIX, asdict(request)))
 
     def meanwhile() -> None:
         if supervisor.poll() is not None:
             raise _why_it_ended(folder)
 
-    parts = options.shards * max(1, options.workers)
-    request = JobRequest(
-        str(job), parts, dict(options.settings), options.threads, options.aggregate
-    )
     file = folder.path / "preflight.json"
     return Findings(**ask("launcher.preflight", file, request, meanwhile=meanwhile))
 

@@ -44,6 +44,12 @@ class EmulatorClient:
         """SIGKILL for whatever runs in this slot."""
         self._call("/mayfly/kill", {"slot": slot})
 
+    def call(self, function: str, event: dict[str, Any]) -> dict[str, Any]:
+        """What the function returns, within the client's own timeout. Raises also if it fails."""
+        path = f"/2015-03-31/functions/{function}/invocations"
+        found: dict[str, Any] = self._call(path, event)
+        return found
+
     def duplicate(self, which: str) -> None:
         """Delivers the "next" or the "last" asynchronous event twice."""
         self._call("/mayfly/duplicate", {"event": which})
@@ -55,9 +61,12 @@ class EmulatorClient:
         )
         try:
             with _OPENER.open(request, timeout=self._timeout_s) as answer:
-                return json.loads(answer.read())
+                found = json.loads(answer.read())
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise PlatformUnavailable(f"the emulator at {self.endpoint}: {error}") from error
+        if "X-Amz-Function-Error" in answer.headers:
+            raise PlatformUnavailable(f"the function failed: {found.get('errorMessage')}")
+        return found
 
 
 class Listener:

@@ -58,6 +58,14 @@ def work(event: dict[str, Any], context: Any) -> dict[str, Any]:
     return serve(WorkerInvocation(**event), deadline)
 
 
+def look(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Looks at a job; the event has the fields of a `JobRequest`. Raises what is wrong with it."""
+    from launcher.inquiry import JobRequest
+    from launcher.preflight import inspect
+
+    return inspect(JobRequest(**event))
+
+
 def evaluate(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Evaluates one state; the event is `p2p.invocation.evaluation_payload`."""
     global _evaluator

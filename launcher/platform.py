@@ -27,6 +27,8 @@ EVALUATION_SUFFIX = "-evaluate"
 """The function that evaluates is named like the one that trains, and this."""
 WORKER_SUFFIX = "-worker"
 """And the function that computes parts of a shard for a peer."""
+LOOK_SUFFIX = "-look"
+"""And the one that looks at a job before there is a run."""
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
 _PASSING = frozenset(

@@ -1,6 +1,8 @@
-"""Whether a job can be run at all, found out in a process of its own before anything is started.
+"""Whether a job can be run at all, found out in a process of its own before the run begins.
 
-The answer to `inquiry.ask("launcher.preflight", …)` is what the launcher needs to know of the task.
+That is a function, started from the snapshot that the peers are started from, if there is one and
+it finds nothing wrong. Otherwise, `inquiry.ask("launcher.preflight", …)` has a fresh process look,
+and say what is wrong. The answer is what the launcher needs to know of the task.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Findings:
     evaluate_every: int
     """Steps of an epoch, if the task evaluates."""
     import_s: float
-    """What importing torch, Mayfly and the modules that the job names took."""
+    """What importing torch, Mayfly and the modules that the job names took; not from a snapshot."""
     build_s: float
     """What building the task and probing it took."""
     step_s: float

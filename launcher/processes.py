@@ -20,7 +20,7 @@ from launcher.database_server import short_folder
 from launcher.home import RunFolder, writing_to
 from launcher.inquiry import reproducible
 from launcher.options import relay_endpoints, stream_ports
-from launcher.platform import EVALUATION_SUFFIX, WORKER_SUFFIX
+from launcher.platform import EVALUATION_SUFFIX, LOOK_SUFFIX, WORKER_SUFFIX
 from launcher.registry_server import RegistryServer
 from launcher.relay_counts import relay_counts
 from launcher.store_server import StoreServer
@@ -33,6 +33,10 @@ SOCKET_NAME_BYTES = 32
 """Room for those of relays, and of peers beside them."""
 FUNCTION = "mayfly"
 EVALUATION_SECONDS = 900.0
+LOOK_SECONDS = 60.0
+"""A longer look at a job is left to a process of its own, which has no limit."""
+LOOK_MEMORY_MB = 1 << 20
+"""More than there is: as little a limit."""
 
 
 class Processes:
@@ -78,14 +82,14 @@ class Processes:
     def start(self) -> None:
         """Raises what keeps a part from starting."""
         self.remove_traces()  # of a former supervisor that was killed
+        self._write_functions()
+        self._emulator.ensure()  # first, since its snapshot takes longest
         if self._registry is not None:
             self._registry.start()
         for store in self._stores:
             store.start()
-        self._write_functions()
         for relay, _ in self._relays:
             relay.ensure()
-        self._emulator.ensure()
         for relay, ready_file in self._relays:
             self._wait_for(ready_file, relay)
         self._wait_for(self._emulator_ready, self._emulator)
@@ -201,6 +205,15 @@ class Processes:
                 **function,
                 "handler": "launcher.handler.work",
                 "concurrency": 4 * self._plan["shards"] * self._plan["workers"],
+            }
+        if self._plan["start"] == "snapshot":  # the same one, so a look costs no further imports
+            functions[FUNCTION + LOOK_SUFFIX] = {
+                **function,
+                "handler": "launcher.handler.look",
+                "timeout_s": LOOK_SECONDS,
+                "memory_mb": LOOK_MEMORY_MB,
+                "concurrency": 1,
+                "idle_timeout_s": 0.01,  # it has looked once, and may hold a large dataset
             }
         self._folder.write(self._functions, {"functions": functions})
 

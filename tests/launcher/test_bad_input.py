@@ -154,7 +154,10 @@ def test_what_is_wrong_with_a_job_is_found_before_the_run(job: Path, home: Path)
     """A trace is trimmed to the user's file, and the same run id can be used again."""
     empty = job.with_name("empty.py")
     empty.write_text("")
+    ending = job.with_name("ending.py")
+    ending.write_text("import os\nos._exit(7)\n")
     for file, options, error, said in (
+        (ending, (), errors.TaskRaised, ("ending.py", "exit code 7")),
         (empty, (), errors.NoTask, ("task()",)),
         (job, ("kind=task",), errors.TaskRaised, ("in task", 'raise KeyError("weights")')),
         (job, ("kind=stream",), errors.InvalidTask, ("map-style",)),

@@ -12,8 +12,14 @@ from fault.registry import Event
 from launcher.summary import Story
 
 JOB = """
+import os
+from pathlib import Path
+
 import torch
 from p2p import Task
+
+with Path(__file__).with_name("runners").open("a") as file:
+    print(os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "a process"), file=file)
 
 
 def evaluate(model: torch.nn.Module) -> dict[str, float]:
@@ -36,7 +42,10 @@ def task(steps: int = 8, evaluates: bool = False) -> Task:
 
 
 def test_a_run_from_a_program(tmp_path: Path) -> None:
-    """`launcher.run` returns the summary, shows events, and leaves weights that load."""
+    """`launcher.run` returns the summary, shows events, and leaves weights that load.
+
+    The job is run by a function that looks at it, and by the one peer, and by nobody else.
+    """
     from safetensors.torch import load_file
 
     job = tmp_path / "job.py"
@@ -51,6 +60,8 @@ def test_a_run_from_a_program(tmp_path: Path) -> None:
     )
     assert (summary["state"], summary["steps"], summary["shards"]) == ("finished", 12, 2)
     assert "view" in kinds and "outcome" in kinds
+    runners = (tmp_path / "runners").read_text("utf-8")
+    assert runners.splitlines() == ["mayfly-look", "mayfly"]
     weights = load_file(Path(summary["folder"]) / "final.safetensors")
     assert sorted(weights) == ["bias", "weight"]
     evaluated = launcher.run(
