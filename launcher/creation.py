@@ -36,7 +36,6 @@ from launcher.preflight import Findings
 from launcher.preload import imports_of
 from launcher.processes import FUNCTION, START_SECONDS
 from p2p.aggregate.engine.build import engine_path
-from p2p.aggregate.storing import check_store
 from p2p.spec import Collective, Compress, Links, RunSpec
 from p2p.transport.keys import new_keys, read_keys, write_keys
 
@@ -56,6 +55,8 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
         # here, where it can be said that it takes a while; the supervisor finds it made
         engine_path(lambda line: print(line, file=sys.stderr, flush=True))
     if options.store:
+        from p2p.aggregate.storing import check_store  # brings in numpy
+
         check_store(options.store)
     if options.registry:
         _check_registry(options.registry, run, options.timing)

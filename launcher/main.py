@@ -24,11 +24,9 @@ from fault.errors import (
 from fault.records import Timing
 from fault.registry import Registry
 from launcher import resuming, runs
-from launcher.check import check as examine
 from launcher.home import Home, RunFolder
 from launcher.logs import entries
 from launcher.progress import Bar, Plain, Quiet
-from launcher.relay_counts import relay_counts
 from launcher.summary import Story
 from p2p.transport.keys import PEER_FILE, RELAY_FILE, new_keys, write_keys
 
@@ -199,6 +197,8 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Compute the beginning of a job in two processes, and say whether they agree to the bit."""
+    from launcher.check import check as examine  # brings in numpy
+
     verdict = examine(runs.Options(job, shards, settings=_settings(set_ or []), threads=threads))
     print(json.dumps(verdict.to_json()) if as_json else verdict, flush=True)
     verdict.raise_if_impure()
@@ -391,6 +391,8 @@ def _status(folder: RunFolder) -> dict[str, Any]:
     story = Story()
     story.take(folder.read_events())
     found["traffic"] = {peer: story.traffic[peer] for peer in members if peer in story.traffic}
+    from launcher.relay_counts import relay_counts  # brings in numpy
+
     found["relays"] = relay_counts(ready["relays"], folder.keys)
     found["read_at"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     return found

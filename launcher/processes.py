@@ -22,7 +22,6 @@ from launcher.inquiry import reproducible
 from launcher.options import relay_endpoints, stream_ports
 from launcher.platform import EVALUATION_SUFFIX, LOOK_SUFFIX, WORKER_SUFFIX
 from launcher.registry_server import RegistryServer
-from launcher.relay_counts import relay_counts
 from launcher.store_server import StoreServer
 from p2p.transport.allocation import HUGE_PAGES
 from p2p.transport.keys import KEYS_VARIABLE, PEER_FILE, RELAY_FILE
@@ -127,8 +126,9 @@ class Processes:
         for store in self._stores:
             store.stop()
 
-    def relay_counts(self) -> list[dict[str, int]]:
-        return relay_counts(self._relay_endpoints, self._folder.keys)
+    @property
+    def relay_endpoints(self) -> list[str]:
+        return self._relay_endpoints
 
     @property
     def store_urls(self) -> list[str]:

@@ -42,6 +42,7 @@ from launcher.inquiry import report
 from launcher.inviting import invite
 from launcher.platform import EVALUATION_SUFFIX, Platform
 from launcher.processes import FUNCTION, Processes
+from launcher.relay_counts import relay_counts
 from launcher.resuming import reopen
 from launcher.revival import Boots, Revival, Standstill
 from launcher.summary import Story, summarize
@@ -225,7 +226,8 @@ class Supervisor:
                 if self._story.outcome.get("state") == "finished":
                     self._wait_for_evaluations()
             with contextlib.suppress(MayflyError):
-                self._relay_counts = self._processes.relay_counts()
+                endpoints = self._processes.relay_endpoints
+                self._relay_counts = relay_counts(endpoints, self._folder.keys)
         self._processes.stop_functions()
         self._forget_in_store()
         self._registry.close()
