@@ -90,6 +90,8 @@ def create(home: Home, run: str, options: Options) -> RunFolder:
         write_keys(keys, folder.keys)
         folder.write(folder.plan, plan)
         supervisor = start_supervisor(folder)  # it comes up while the job is looked at
+        import boto3  # noqa: F401 (the first functions are invoked by it; now there is time)
+
         findings = _preflight(folder, job, options, supervisor)
         options.check_kills(findings.steps)
         options.check_time_limit(findings.import_s, findings.build_s, findings.step_s)
