@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -420,6 +421,7 @@ def _tell(summary: dict[str, Any]) -> None:
 
 def main() -> int:
     """The entry point; returns the exit code."""
+    gc.freeze()  # modules stay: they need not be looked through, least of all at the end
     try:
         # a number for --help and the like, and for a Ctrl-C that ended no run
         code: int | None = app(standalone_mode=False)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -296,6 +297,7 @@ def _take(lock: int) -> bool:
 
 
 def main() -> int:
+    gc.freeze()  # modules stay: they need not be looked through, least of all at the end
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: asked.append(received))

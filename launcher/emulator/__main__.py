@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from launcher.emulator.server import Address, serve
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 after SIGTERM or SIGINT."""
+    gc.freeze()  # modules stay: they need not be looked through, least of all at the end
     parser = argparse.ArgumentParser(prog="python -m launcher.emulator", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the functions, as JSON")
     parser.add_argument("--listen", default="127.0.0.1:0", help="a loopback address and a port")

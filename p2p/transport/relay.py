@@ -25,6 +25,7 @@ Not here: what the messages are (`wire.py`), whom a peer talks to, starting and 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import socket
@@ -360,6 +361,7 @@ def _announce(file: Path, endpoints: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    gc.freeze()  # modules stay: they need not be looked through, least of all at the end
     parser = argparse.ArgumentParser(prog="python -m p2p.transport.relay", description="A relay.")
     parser.add_argument("--bind", action="append", required=True, metavar="ENDPOINT")
     parser.add_argument(
