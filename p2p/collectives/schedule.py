@@ -38,7 +38,7 @@ SHORT_BYTES = 4 << 20
 """Up to here direct's two hops are faster than the ring's many."""
 RING_TIMES = 6
 """So many times as long the ring's segments may be if they are not compressed: each costs time, and
-a peer of the ring has another one to send while it waits for the next."""
+all peers of the ring send at once, so that no link waits for a segment's end."""
 
 
 @dataclass(frozen=True, slots=True)
