@@ -174,21 +174,20 @@ class Queue:
 
     def tick(self, now: float) -> int:
         """How many messages are lost because their sources are gone."""
-        lost = 0
         if self.connection.is_leaving or self.connection.is_idle:
             self.moved_at = now
         for passing in self._all:
-            if passing.coming is not None and passing.source.fileno() < 0:
-                passing.is_over = True
-                self._forget(passing)
-                if passing is not self.leaving:
-                    self._release(passing)
-                lost += 1
-            elif passing.pipe and now - passing.waits_since > PIPE_PATIENCE_S:
+            if passing.pipe and now - passing.waits_since > PIPE_PATIENCE_S:
                 rest = passing.leave_pipe(self.pipes)
                 if passing is self.leaving:
                     self.connection.replace_pipe(rest)
-        return lost
+        lost = [each for each in self.entries if each.coming and each.source.fileno() < 0]
+        for passing in lost:
+            passing.is_over = True
+            self._forget(passing)
+            if passing is not self.leaving:
+                self._release(passing)
+        return len(lost)
 
     def close(self) -> int:
         """The connection is gone; how many messages that are whole are lost."""

@@ -168,13 +168,21 @@ def test_what_stands_still_does_not_arrive(hub: Hub) -> None:
     assert hub.came[b"c"] == [(b"a", b"next", b"x" * MEBIBYTE)]
 
 
-def test_a_source_that_dies_in_the_middle(hub: Hub) -> None:
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_source_that_dies_in_the_middle(hub: Hub, deaf: bool) -> None:
     """Costs its one message; under its name a new connection is as good as the first."""
     hub.begun(b"a", b"c", os.urandom(LONG))
+    if deaf:
+        hub.deaf.add(b"c")
+        hub.stopped.clear()
+        hub.until(lambda: hub.exchange._queues[b"c"].leaving)
     hub.leave(b"a")
     hub.until(lambda: hub.counters.dropped == 1)
-    hub.until(lambda: not hub.holds)
+    for _ in range(100):
+        hub.turn()
     hub.stopped.clear()
+    hub.deaf.clear()
+    hub.until(lambda: not hub.holds)
     hub.join(b"a")
     sent = os.urandom(LONG)
     hub.send(b"a", b"c", b"header", sent)
