@@ -66,10 +66,15 @@ class Outgoing:
         self._waiting.append((PREFIX.pack(kind, channel, len(header), size), header, payload))
         self.taken_bytes += self._travelling_bytes(header, payload)
 
-    def replace_pipe(self, rest: memoryview) -> None:
-        """By what was left in the one that is being sent."""
-        self._pipe = None
-        self._unsent.append(rest)
+    def replace_pipe(self, pipe: Pipe, rest: memoryview) -> None:
+        """By what was left in it, whether it is being sent or waits for that."""
+        if self._pipe is pipe:
+            self._pipe = None
+            self._unsent.append(rest)
+            return
+        for index, (prefix, header, payload) in enumerate(self._waiting):
+            if payload is pipe:
+                self._waiting[index] = prefix, header, rest
 
     def flush(self) -> bool:
         """Writes what can be written now; whether that was all. Raises OSError."""

@@ -177,10 +177,9 @@ class Queue:
         if self.connection.is_leaving or self.connection.is_idle:
             self.moved_at = now
         for passing in self._all:
-            if passing.pipe and now - passing.waits_since > PIPE_PATIENCE_S:
-                rest = passing.leave_pipe(self.pipes)
-                if passing is self.leaving:
-                    self.connection.replace_pipe(rest)
+            pipe = passing.pipe
+            if pipe and now - passing.waits_since > PIPE_PATIENCE_S:
+                self.connection.replace_pipe(pipe, passing.leave_pipe(self.pipes))
         lost = [each for each in self.entries if each.coming and each.source.fileno() < 0]
         for passing in lost:
             passing.is_over = True

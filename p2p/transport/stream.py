@@ -208,9 +208,9 @@ class Connection(Generic[M]):
         self._outgoing.add(GOES_ON, channel, b"", payload, len(payload))
         self.flush()
 
-    def replace_pipe(self, rest: memoryview) -> None:
-        """By what was left in the one that is being sent."""
-        self._outgoing.replace_pipe(rest)
+    def replace_pipe(self, pipe: Pipe, rest: memoryview) -> None:
+        """By what was left in it, if it is a part that has not been sent whole."""
+        self._outgoing.replace_pipe(pipe, rest)
 
     def flush(self) -> None:
         """Writes what can be written now."""
