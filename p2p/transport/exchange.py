@@ -20,10 +20,10 @@ from typing import Protocol
 import numpy as np
 
 from p2p.transport.entrance import Entrance
-from p2p.transport.framing import Broken
+from p2p.transport.framing import HEADER_LIMIT_BYTES, Broken
 from p2p.transport.incoming import Reading
 from p2p.transport.passing import Passing, Queue, opened
-from p2p.transport.pipe import Pipe, are_there_pipes
+from p2p.transport.pipe import Pipe, Pipes
 from p2p.transport.stream import Address, Connection
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed
@@ -31,6 +31,9 @@ from p2p.transport.wire import Malformed
 BATCH_MESSAGES = 16
 PIPED_FROM_BYTES = 512 << 10
 """Less is received and sent by one call each."""
+PIPES = 32
+"""Half of what an unprivileged user may have of their size by default."""
+NAME_LIMIT_BYTES = 256
 PATIENCE_S, HOLD_S = 0.5, 1.5
 """Well below the time after which a source gives a connection up that takes nothing."""
 UNIX_SUFFIX = ".large"
@@ -66,9 +69,7 @@ class Exchange:
         self._counters = counters
         self._elsewhere = elsewhere
         self._queues: dict[bytes, Queue] = {}
-        self._has_pipes = not seals and are_there_pipes()
-        self._pipes: list[Pipe] = []
-        """That are empty."""
+        self._pipes = Pipes(0 if seals else PIPES)
 
     def serve(self, descriptor: int) -> None:
         """Something happened at a descriptor of the poller's that is no other's."""
@@ -100,7 +101,11 @@ class Exchange:
             if queue.connection.fileno() < 0:
                 self._drop(queue)
                 continue
-            self._counters.dropped += queue.tick(now)
+            try:
+                self._counters.dropped += queue.tick(now)
+            except Broken:
+                self.entrance.end(queue.connection)
+            self._feed(queue)
             if queue.held and now > min(queue.moved_at + PATIENCE_S, queue.held[0][1] + HOLD_S):
                 self._counters.dropped += queue.let_go()
 
@@ -108,20 +113,16 @@ class Exchange:
         if size is None:
             raise Malformed("a large message without a payload")
         name, rest = opened(header)
+        if len(rest) > HEADER_LIMIT_BYTES - NAME_LIMIT_BYTES:
+            raise Malformed("a header that is too long to be passed on")
         pipe = self._pipe_to(name, size)
         payload = np.empty(size, np.uint8).data if pipe is None else pipe
         return Passing(name, rest, size, payload), payload
 
     def _pipe_to(self, name: bytes, size: int) -> Pipe | None:
-        if not self._has_pipes or size < PIPED_FROM_BYTES:
-            return None
         queue = self._queue_to(name)
-        if queue is None or not queue.takes_pipes:
-            return None
-        try:
-            return self._pipes.pop() if self._pipes else Pipe()
-        except OSError:  # too many open files
-            return None
+        is_fit = size >= PIPED_FROM_BYTES and queue is not None and queue.takes_pipes
+        return self._pipes.take() if is_fit else None
 
     def _pass_on(self, source: Connection[Passing]) -> None:
         """What has come of a message that is not whole."""
@@ -130,8 +131,7 @@ class Exchange:
             return
         passing = coming.message
         passing.source, passing.coming = source, coming
-        if not passing.is_ready:
-            return
+        passing.has_come(coming.come)
         if passing.queue is None:
             queue = self._queue_to(passing.name)
             if queue is None or not queue.offer(passing):
@@ -144,8 +144,8 @@ class Exchange:
     def _forward(self, source: Connection[Passing], passing: Passing) -> None:
         """It has come whole."""
         passing.source, passing.coming = source, None
+        passing.has_come(passing.payload_bytes)
         if passing.is_over:
-            self._counters.dropped += 1
             return
         queue = passing.queue or self._queue_to(passing.name)
         if queue is not None and (passing.queue is queue or queue.offer(passing)):
@@ -176,7 +176,7 @@ class Exchange:
 
     def _count(self, passing: Passing) -> None:
         self._counters.messages += 1
-        self._counters.bytes += passing.size
+        self._counters.bytes += len(passing.header) + passing.payload_bytes
 
     def _feed(self, queue: Queue) -> None:
         try:

@@ -5,8 +5,8 @@
 
 all little-endian. A message is whole, with a payload or without, or it comes in parts: first its
 header and how long the payload is, then, each by itself, parts of the payload. So whoever passes a
-message on need not wait for its end. Parts of messages in several channels can be mixed, and one
-whose next part does not come holds up no other.
+message on need not wait for its end; where that does not come, it says so. Parts of messages in
+several channels can be mixed, and one whose next part does not come holds up no other.
 
 Where there is a key, each of these parts, of the payload every `RECORD_BYTES`, is sealed
 (`sealing.py`), and whoever changes anything breaks the connection.
@@ -21,8 +21,9 @@ from typing import TypeVar
 from p2p.transport.pipe import Pipe
 
 PREFIX = struct.Struct("<BHII")
-BARE, WHOLE, BEGINS, GOES_ON = 1, 2, 3, 4
-"""The kinds; one that begins has no payload yet, and one that goes on no header."""
+BARE, WHOLE, BEGINS, GOES_ON, ENDS = 1, 2, 3, 4, 5
+"""The kinds. What begins has no payload yet, what goes on no header, and what ends, though its
+payload is not whole, neither."""
 RECORD_BYTES = 256 << 10
 """What is sealed or opened at once; both copies of it fit into a core's cache."""
 PIECE_BYTES = 512 << 10

@@ -11,6 +11,7 @@ from p2p.transport.framing import (
     ALIGNED_BYTES,
     BARE,
     BEGINS,
+    ENDS,
     GOES_ON,
     HEADER_LIMIT_BYTES,
     LARGEST_BYTES,
@@ -32,16 +33,13 @@ from p2p.transport.wire import Malformed
 
 AHEAD_BYTES = 8 << 10
 """What is smaller is received with what follows it, in one call."""
-ABANDONED_S = 3.0
-"""What comes in parts is forgotten when there was no other for so long."""
 
 
 @dataclass(slots=True, eq=False)
 class Coming(Generic[M]):
     """A message of whose payload not all has come yet."""
 
-    message: M | Malformed | None
-    """None: it was forgotten."""
+    message: M | Malformed
     target: Target
     size: int
     """Of the payload, in bytes."""
@@ -111,9 +109,7 @@ class Incoming(Generic[M]):
         return [
             each.message
             for each in self._all()
-            if each.moved_at >= self._judged_at
-            and each.message is not None
-            and not isinstance(each.message, Malformed)
+            if each.moved_at >= self._judged_at and not isinstance(each.message, Malformed)
         ]
 
     def tick(self, now: float) -> None:
@@ -123,11 +119,11 @@ class Incoming(Generic[M]):
         for each in self._all():
             if each.come != each.seen or (each is self.coming and has_moved):
                 each.seen, each.moved_at = each.come, now
-        self._parted = {
-            channel: each
-            for channel, each in self._parted.items()
-            if each is self.coming or now - each.moved_at < ABANDONED_S
-        }
+
+    def forget(self) -> None:
+        """What has not come whole; the connection is closed."""
+        self.coming = None
+        self._parted.clear()
 
     def messages(self) -> Iterator[M | Malformed | None]:
         """Those that come; None when nothing more is there until the next look. Raises Broken."""
@@ -137,16 +133,21 @@ class Incoming(Generic[M]):
             kind, channel, header_bytes, payload_bytes = PREFIX.unpack(prefix)
             if header_bytes > HEADER_LIMIT_BYTES or payload_bytes > LARGEST_BYTES:
                 raise Broken("a message as long as none may be")
-            if (header_bytes == 0) != (kind == GOES_ON):
+            if (header_bytes == 0) != (kind in (GOES_ON, ENDS)):
                 raise Broken("a message without a header, or a part with one")
-            if kind in (BEGINS, GOES_ON) and not self._reading.takes_parts:
+            if kind in (BEGINS, GOES_ON, ENDS) and not self._reading.takes_parts:
                 raise Broken("a message in parts")
+            if kind in (GOES_ON, ENDS) and channel not in self._parted:
+                raise Broken("a part of nothing")
             header = memoryview(bytearray(header_bytes))
             yield from self._part(header)
-            if kind != GOES_ON:
-                coming = self._begun(kind, bytes(header), payload_bytes)
+            if kind == GOES_ON:
+                coming = self._parted[channel]
+            elif kind == ENDS:
+                del self._parted[channel]
+                continue
             else:
-                coming = self._parted.get(channel) or Coming(None, nowhere, payload_bytes)
+                coming = self._begun(kind, bytes(header), payload_bytes)
             if kind == BEGINS:
                 self._parted[channel] = coming
                 payload_bytes = 0
@@ -158,8 +159,7 @@ class Incoming(Generic[M]):
             if coming.come == coming.size:
                 if self._parted.get(channel) is coming:
                     del self._parted[channel]
-                if coming.message is not None:
-                    yield coming.message
+                yield coming.message
             del coming  # so that the next one can come into the same memory
 
     def fill(self, part: memoryview) -> Iterator[None]:

@@ -10,6 +10,7 @@ import os
 import socket
 from contextlib import suppress
 from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl
+from weakref import WeakSet
 
 CAPACITY_BYTES = 1 << 20
 """An unprivileged process may have no larger ones by default; see pipe(7)."""
@@ -61,7 +62,36 @@ class Pipe:
         self.close()
 
 
-def are_there_pipes() -> bool:
+class Pipes:
+    """A few, to be used again and again."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit if _are_there_pipes() else 0
+        self._empty: list[Pipe] = []
+        self.used: WeakSet[Pipe] = WeakSet()
+        """Those that somebody has."""
+
+    def take(self) -> Pipe | None:
+        """An empty one, if there is one."""
+        if len(self.used) >= self._limit:
+            return None
+        try:
+            taken = self._empty.pop() if self._empty else Pipe()
+        except OSError:  # too many open files, or too many pipes of one user
+            return None
+        self.used.add(taken)
+        return taken
+
+    def give_back(self, pipe: Pipe) -> None:
+        """With what is in it, which nobody wants."""
+        self.used.discard(pipe)
+        if pipe:
+            pipe.close()
+        else:
+            self._empty.append(pipe)
+
+
+def _are_there_pipes() -> bool:
     """Whether the kernel moves bytes between sockets this way."""
     near, far = socket.socketpair()
     with near, far:

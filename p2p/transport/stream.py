@@ -22,7 +22,7 @@ from typing import Generic
 
 import zmq
 
-from p2p.transport.framing import BARE, BEGINS, GOES_ON, WHOLE, Begin, Broken, M
+from p2p.transport.framing import BARE, BEGINS, ENDS, GOES_ON, WHOLE, Begin, Broken, M
 from p2p.transport.incoming import Coming, Incoming, Reading
 from p2p.transport.outgoing import Outgoing
 from p2p.transport.pipe import Pipe
@@ -195,8 +195,8 @@ class Connection(Generic[M]):
         self.flush()
 
     def send_beginning(self, channel: int, header: Frame, size: int) -> None:
-        """Of a message with a payload of `size` bytes, all of which follow by `send_part`, unless
-        another message begins in this channel."""
+        """Of a message with a payload of so many bytes; `send_part` sends them, or `send_end` ends
+        it without."""
         self._outgoing.add(BEGINS, channel, header, b"", size)
         self.flush()
 
@@ -206,6 +206,11 @@ class Connection(Generic[M]):
         Nothing may be put into a pipe before it is empty, and where parts are sealed there is none.
         """
         self._outgoing.add(GOES_ON, channel, b"", payload, len(payload))
+        self.flush()
+
+    def send_end(self, channel: int) -> None:
+        """The rest of the message that began in this channel does not come."""
+        self._outgoing.add(ENDS, channel, b"", b"", 0)
         self.flush()
 
     def replace_pipe(self, pipe: Pipe, rest: memoryview) -> None:
@@ -251,6 +256,7 @@ class Connection(Generic[M]):
     def close(self) -> None:
         self._want(0)
         self._socket.close()
+        self._incoming.forget()
 
     def _seal(self, key: bytes, outward: int, inward: int) -> None:
         if key:

@@ -182,7 +182,7 @@ def test_a_payload_can_be_taken_while_it_comes(place: Place) -> None:
 
 
 def test_parts_of_messages_can_be_mixed(place: Place) -> None:
-    """Of any length; a message that begins takes the channel of one that has not ended."""
+    """Of any length; and a message can end before it is whole."""
     connection = place.joined(b"a")
     draw = random.Random(1)
     payloads = [draw.randbytes(size) for size in (0, 1, 1000, RECORD_BYTES + 1, 3 * PIECE_BYTES)]
@@ -202,11 +202,19 @@ def test_parts_of_messages_can_be_mixed(place: Place) -> None:
     connection.send([b"header", b"whole"])
     place.until(lambda: len(place.came) == 6)
     assert {bytes(each[1]) for _, each in place.came} == {*payloads, b"whole"}
-    connection.send_part(3, b"a part of nothing")
+    connection.send_beginning(4, b"header", 10)
+    connection.send_part(4, b"not ten")
+    connection.send_end(4)
     connection.send([b"header", b"and it goes on"])
     place.until(lambda: len(place.came) == 7)
+
+
+@pytest.mark.parametrize("parts", [[b"more than ten"], [b"0123456789", b""]])
+def test_parts_that_do_not_belong_break_the_connection(place: Place, parts: list[bytes]) -> None:
+    connection = place.joined(b"a")
     connection.send_beginning(4, b"header", 10)
-    connection.send_part(4, b"more than ten")
+    for part in parts:
+        connection.send_part(4, part)
     place.until(lambda: not place.entrance.connections)
 
 
