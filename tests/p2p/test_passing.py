@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from p2p.transport.exchange import PIPED_FROM_BYTES, Exchange
-from p2p.transport.framing import Broken, Target
+from p2p.transport.framing import HEADER_LIMIT_BYTES, Broken, Target
 from p2p.transport.passing import PART_BYTES, PIPE_PATIENCE_S, addressed, opened
 from p2p.transport.stream import Address, Connection
 from p2p.transport.watch import Watch
@@ -49,13 +49,13 @@ def begin(header: bytes, size: int | None) -> tuple[Message, Target]:
 class Hub:
     """An exchange and whom it serves, in one thread."""
 
-    def __init__(self, address: Address, seals: bool) -> None:
+    def __init__(self, address: Address, seals: bool, queue_bytes: int = 64 * MEBIBYTE) -> None:
         self.address = address
         self.watch = Watch()
         self.counters = Counters()
         self.elsewhere: list[tuple[bytes, bytes, bytes, bytes]] = []
         self.exchange = Exchange(
-            [address], self.watch, seals, 64 * MEBIBYTE, self.counters, self._goes_elsewhere
+            [address], self.watch, seals, queue_bytes, self.counters, self._goes_elsewhere
         )
         self.peers: dict[bytes, Connection[Message]] = {}
         self.came: dict[bytes, list[Message]] = {}
@@ -212,6 +212,12 @@ def test_who_does_not_read_keeps_nobody_from_others(hub: Hub) -> None:
     hub.deaf.add(b"c")
     sent = os.urandom(LONG)
     hub.send(b"a", b"c", b"header", sent)
+    hub.until(lambda: hub.exchange._queues)
+    for _ in range(20):
+        hub.turn()
+    time.sleep(2 * PIPE_PATIENCE_S)
+    hub.turn()
+    assert hub.exchange.entrance.named[b"a"].hears
     for _ in range(5):
         hub.send(b"a", b"b", b"header", b"x" * MEBIBYTE)
         hub.until(lambda: hub.came[b"b"])
@@ -220,6 +226,58 @@ def test_who_does_not_read_keeps_nobody_from_others(hub: Hub) -> None:
     hub.until(lambda: hub.came[b"c"])
     assert hub.came[b"c"] == [(b"a", b"header", sent)] and hub.counters.dropped == 0
     hub.until(lambda: not hub.holds)
+
+
+def test_what_is_long_does_not_go_before_all_others(hub: Hub) -> None:
+    """Though it was there first, and whole."""
+    hub.deaf.add(b"c")
+    hub.send(b"a", b"c", b"long", bytes(LONG))
+    hub.until(lambda: hub.counters.messages == 1)
+    hub.send(b"b", b"c", b"short", bytes(MEBIBYTE))
+    hub.until(lambda: hub.counters.messages == 2)
+    hub.deaf.clear()
+    hub.until(lambda: len(hub.came[b"c"]) == 2)
+    assert [each[1] for each in hub.came[b"c"]] == [b"short", b"long"]
+
+
+def test_what_has_stopped_leaves_its_room_to_others() -> None:
+    made = Hub(("127.0.0.1", 0), seals=True, queue_bytes=2 * LONG + MEBIBYTE)
+    try:
+        made.join(b"a", b"b", b"c", b"d")
+        made.begun(b"a", b"c", bytes(LONG))
+        made.begun(b"b", b"c", bytes(LONG))
+        made.until(lambda: made.counters.dropped == 2)
+        made.send(b"d", b"c", b"header", bytes(LONG))
+        made.until(lambda: made.came[b"c"])
+        assert made.counters.dropped == 2
+    finally:
+        made.close()
+
+
+def test_the_smallest_messages_are_bounded_as_well() -> None:
+    made = Hub(("127.0.0.1", 0), seals=False, queue_bytes=MEBIBYTE)
+    try:
+        made.join(b"a", b"c")
+        made.deaf.add(b"c")
+        for _ in range(30):
+            for _ in range(1000):
+                made.send(b"a", b"c", b"x" * 100, b"")
+            made.turn()
+        made.until(lambda: made.counters.dropped > 1000)
+        assert sum(map(len, made.exchange._queues[b"c"].lines.values())) <= 512
+    finally:
+        made.close()
+
+
+def test_a_header_that_grows_too_long_is_not_passed_on(hub: Hub) -> None:
+    """With the source's name in the place of the destination's."""
+    name = b"n" * 200
+    hub.join(name)
+    hub.send(name, b"c", b"x" * (HEADER_LIMIT_BYTES - 10), b"payload")
+    hub.until(lambda: hub.counters.dropped == 1)
+    hub.send(name, b"c", b"header", b"payload")
+    hub.until(lambda: hub.came[b"c"])
+    assert hub.came[b"c"] == [(name, b"header", b"payload")]
 
 
 def test_what_is_for_nobody_here_goes_elsewhere_whole(hub: Hub) -> None:
@@ -295,3 +353,5 @@ def test_it_does_not_matter_where_the_kernel_takes_no_more(hub: Hub) -> None:
         came = hub.came[b"c%d" % size]
         assert came == [(b"a", b"%d" % each, bytes([each]) * size) for each in range(10)]
     assert hub.counters.dropped == 0
+    pipes = hub.exchange._pipes
+    assert not pipes.used and bool(pipes._empty) == (pipes._limit > 0)
