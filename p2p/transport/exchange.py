@@ -34,7 +34,7 @@ PIPED_FROM_BYTES = 512 << 10
 PIPES = 32
 """Half of what an unprivileged user may have of their size by default."""
 NAME_LIMIT_BYTES = 256
-PATIENCE_S, HOLD_S = 0.5, 1.5
+PATIENCE_S, HOLD_S = 0.5, 2.0
 """Well below the time after which a source gives a connection up that takes nothing."""
 UNIX_SUFFIX = ".large"
 """Of the relay's own Unix socket's name."""
