@@ -278,7 +278,7 @@ class Queue:
         if passing is None:
             return
         self.moved_at = now
-        if passing.pipe is not None:
+        if passing.pipe is not None and not passing.source.hears:
             passing.waited_s += now - passing.waits_since
             passing.source.hear(True)
         if passing.is_over or passing.given == passing.payload_bytes:

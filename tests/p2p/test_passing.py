@@ -15,7 +15,8 @@ import pytest
 
 from p2p.transport.exchange import PIPED_FROM_BYTES, Exchange
 from p2p.transport.framing import HEADER_LIMIT_BYTES, Broken, Target
-from p2p.transport.passing import PART_BYTES, PIPE_PATIENCE_S, addressed, opened
+from p2p.transport.passing import PART_BYTES, PIPE_PATIENCE_S, Passing, addressed, opened
+from p2p.transport.pipe import Pipes
 from p2p.transport.stream import Address, Connection
 from p2p.transport.watch import Watch
 from tests.relay_process import until as wait_until
@@ -226,6 +227,28 @@ def test_who_does_not_read_keeps_nobody_from_others(hub: Hub) -> None:
     hub.until(lambda: hub.came[b"c"])
     assert hub.came[b"c"] == [(b"a", b"header", sent)] and hub.counters.dropped == 0
     hub.until(lambda: not hub.holds)
+
+
+def test_what_is_taken_at_once_stays_in_its_pipe() -> None:
+    """To its end: a message that does not wait is never in the relay's memory."""
+    made = Hub(("127.0.0.1", 0), seals=False)
+    try:
+        made.join(b"a", b"c")
+        left = []
+        leave = Passing.leave_pipe
+
+        def counted(passing: Passing, pipes: Pipes) -> memoryview:
+            left.append(passing.come)
+            return leave(passing, pipes)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Passing, "leave_pipe", counted)
+            patch.setattr("p2p.transport.passing.PIPE_PATIENCE_S", 60.0)
+            made.send(b"a", b"c", b"header", bytes(3 * MEBIBYTE))
+            made.until(lambda: made.came[b"c"])
+        assert not left or made.exchange._pipes._limit == 0
+    finally:
+        made.close()
 
 
 def test_what_is_long_does_not_go_before_all_others(hub: Hub) -> None:
