@@ -15,13 +15,15 @@ import pytest
 
 from p2p.transport.exchange import PIPED_FROM_BYTES, Exchange
 from p2p.transport.framing import HEADER_LIMIT_BYTES, Broken, Target
-from p2p.transport.passing import PART_BYTES, PIPE_PATIENCE_S, Passing, addressed, opened
+from p2p.transport.passing import PART_BYTES, Passing, addressed, opened
 from p2p.transport.pipe import Pipes
 from p2p.transport.stream import Address, Connection
 from p2p.transport.watch import Watch
 from tests.relay_process import until as wait_until
 
 MEBIBYTE = 1 << 20
+PATIENCE_S = 0.02
+"""Short, so that what is in a pipe often leaves it."""
 Message = tuple[bytes, bytes, memoryview | bytearray]
 """Of whom, its header, its payload."""
 
@@ -129,6 +131,11 @@ class Hub:
         self.elsewhere.append((source, destination, header, bytes(payload)))
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2p.transport.passing.PIPE_PATIENCE_S", PATIENCE_S)
+
+
 @pytest.fixture(params=["unix", "tcp", "sealed"])
 def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own may be too long for a socket
@@ -216,7 +223,7 @@ def test_who_does_not_read_keeps_nobody_from_others(hub: Hub) -> None:
     hub.until(lambda: hub.exchange._queues)
     for _ in range(20):
         hub.turn()
-    time.sleep(2 * PIPE_PATIENCE_S)
+    time.sleep(2 * PATIENCE_S)
     hub.turn()
     assert hub.exchange.entrance.named[b"a"].hears
     for _ in range(5):
@@ -342,7 +349,7 @@ def test_whatever_stops_and_goes_on_everything_arrives(hub: Hub, seed: int) -> N
         for _ in range(draw.randrange(6)):
             hub.turn()
         if draw.random() < 0.3:
-            time.sleep(2 * PIPE_PATIENCE_S)
+            time.sleep(2 * PATIENCE_S)
             hub.exchange.tick()
         assert time.monotonic() < end
     hub.stopped.clear()
@@ -368,7 +375,7 @@ def test_it_does_not_matter_where_the_kernel_takes_no_more(hub: Hub) -> None:
             for _ in range(3):
                 hub.turn()
     for _ in range(3):
-        time.sleep(2 * PIPE_PATIENCE_S)
+        time.sleep(2 * PATIENCE_S)
         hub.turn()
     hub.deaf.clear()
     hub.until(lambda: sum(map(len, hub.came.values())) == 10 * len(sizes))
