@@ -29,6 +29,7 @@ PART_BYTES = 256 << 10
 PART_LIMIT_BYTES = 1 << 20
 """but no more than this."""
 PIPE_PATIENCE_S = 0.25
+"""And up to one of the relay's ticks more."""
 STOPPED_S = 3.0
 """A message is given up of which so long nothing more comes, for others may need its room."""
 ENTRY_BYTES = 1 << 10
