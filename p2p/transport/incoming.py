@@ -139,6 +139,8 @@ class Incoming(Generic[M]):
                 raise Broken("a message in parts")
             if kind in (GOES_ON, ENDS) and channel not in self._parted:
                 raise Broken("a part of nothing")
+            if kind == ENDS and payload_bytes:
+                raise Broken("an end with a payload")
             header = memoryview(bytearray(header_bytes))
             yield from self._part(header)
             if kind == GOES_ON:
