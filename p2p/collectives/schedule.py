@@ -56,7 +56,10 @@ class Part:
 
     def place_of(self, round: int) -> int | None:
         """Which of the adds is that of this round."""
-        return next((place for place, (each, _) in enumerate(self.adds) if each == round), None)
+        for place, (each, _) in enumerate(self.adds):
+            if each == round:
+                return place
+        return None
 
     def hears(self, round: int) -> bool:
         """Whether anything of the chunk arrives in this round."""

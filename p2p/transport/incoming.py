@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic
 
 from p2p.transport.framing import (
@@ -128,8 +129,9 @@ class Incoming(Generic[M]):
     def messages(self) -> Iterator[M | Malformed | None]:
         """Those that come; None when nothing more is there until the next look. Raises Broken."""
         prefix = memoryview(bytearray(PREFIX.size))
+        part = self.fill if self._seal is None else partial(self._opened, self._seal)
         while True:
-            yield from self._part(prefix)
+            yield from part(prefix)
             kind, channel, header_bytes, payload_bytes = PREFIX.unpack(prefix)
             if header_bytes > HEADER_LIMIT_BYTES or payload_bytes > LARGEST_BYTES:
                 raise Broken("a message as long as none may be")
@@ -142,7 +144,7 @@ class Incoming(Generic[M]):
             if kind == ENDS and payload_bytes:
                 raise Broken("an end with a payload")
             header = memoryview(bytearray(header_bytes))
-            yield from self._part(header)
+            yield from part(header)
             if kind == GOES_ON:
                 coming = self._parted[channel]
             elif kind == ENDS:
@@ -156,7 +158,7 @@ class Incoming(Generic[M]):
             if coming.come + payload_bytes > coming.size:
                 raise Broken("more of a message than there is")
             self.coming = coming
-            yield from self._payload(coming, payload_bytes)
+            yield from self._payload(part, coming, payload_bytes)
             self.coming = None
             if coming.come == coming.size:
                 if self._parted.get(channel) is coming:
@@ -166,33 +168,39 @@ class Incoming(Generic[M]):
 
     def fill(self, part: memoryview) -> Iterator[None]:
         """With what comes next, as it comes."""
-        while len(part):
+        descriptor, ahead_bytes = self._socket.fileno(), len(self._ahead)
+        left = len(part)
+        while left:
             if self._came:
-                came, self._came = self._came[: len(part)], self._came[len(part) :]
+                came, self._came = self._came[:left], self._came[left:]
                 part[: len(came)] = came
-                part = part[len(came) :]
-                continue
-            is_ahead = len(part) < len(self._ahead)
-            if is_ahead and not self._watch.is_readable(self._socket.fileno()):
+                in_place = len(came)
+            elif not self._watch.is_readable(descriptor):
                 yield None
                 continue
-            try:
-                size = self._socket.recv_into(self._ahead if is_ahead else part)
-            except BlockingIOError:
-                self._watch.found_empty(self._socket.fileno())
-                yield None
-                continue
-            except OSError as error:
-                raise Broken(str(error)) from None
-            if not size:
-                raise Broken("the other end has closed it")
-            self.received_bytes += size
-            if is_ahead:
-                self._came = self._ahead[:size]
-                if size < len(self._ahead):  # there is no more: not to be found out by another call
-                    self._watch.found_empty(self._socket.fileno())
             else:
-                part = part[size:]
+                # what follows is received ahead, with it, or, if it is as small as that, before it
+                in_place = left if left >= ahead_bytes else 0
+                size = self._receive([part, self._ahead] if in_place else [self._ahead])
+                if size < in_place + ahead_bytes:  # no more: not to be found out by another call
+                    self._watch.found_empty(descriptor)
+                in_place = min(size, in_place)
+                self._came = self._ahead[: size - in_place]
+            part = part[in_place:]
+            left -= in_place
+
+    def _receive(self, into: list[memoryview]) -> int:
+        """How many bytes came."""
+        try:
+            size = self._socket.recvmsg_into(into)[0]
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise Broken(str(error)) from None
+        if not size:
+            raise Broken("the other end has closed it")
+        self.received_bytes += size
+        return size
 
     def _all(self) -> list[Coming[M]]:
         parted = [*self._parted.values()]
@@ -210,7 +218,9 @@ class Incoming(Generic[M]):
             return Coming(error, nowhere, size)
         return Coming(message, target, size)
 
-    def _payload(self, coming: Coming[M], size: int) -> Iterator[None]:
+    def _payload(
+        self, part: Callable[[memoryview], Iterator[None]], coming: Coming[M], size: int
+    ) -> Iterator[None]:
         """The next so many bytes of it."""
         end = coming.come + size
         while coming.come < end:
@@ -218,7 +228,7 @@ class Incoming(Generic[M]):
                 piece = coming.target[coming.come : end]
                 if self._reading.pauses:
                     piece = piece[:PIECE_BYTES]
-                yield from self._part(piece)
+                yield from part(piece)
                 coming.come += len(piece)
             elif isinstance(coming.target, Pipe):
                 coming.come += yield from self._piped(coming.target, end - coming.come)
@@ -227,14 +237,11 @@ class Incoming(Generic[M]):
             if self._reading.pauses and coming.come < end:
                 yield None
 
-    def _part(self, part: memoryview) -> Iterator[None]:
-        if self._seal is None:
-            yield from self.fill(part)
-            return
+    def _opened(self, seal: Seal, part: memoryview) -> Iterator[None]:
         for start in range(0, len(part), RECORD_BYTES):
             record = part[start : start + RECORD_BYTES]
             plain = self._piece[: len(record)]
-            yield from self._record(self._seal, plain)
+            yield from self._record(seal, plain)
             record[:] = plain  # what is not what was sent must not get where others may read it
 
     def _piped(self, pipe: Pipe, limit: int) -> Generator[None, None, int]:

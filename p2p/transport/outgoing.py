@@ -86,6 +86,8 @@ class Outgoing:
                 elif self._pipe is not None:
                     sent = self._pipe.give(self._socket.fileno())
                 self.sent_bytes += sent
+                if self._unsent:  # there is no more room: not to be found out by another call
+                    return False
         except BlockingIOError:
             return False
         return True
@@ -136,7 +138,8 @@ class Outgoing:
 def _rest(frames: list[Frame], sent: int) -> list[Frame]:
     """What is left of them after the first `sent` bytes."""
     for index, frame in enumerate(frames):
-        if sent < len(frame):
+        size = len(frame)
+        if sent < size:
             return [memoryview(frame)[sent:], *frames[index + 1 :]]
-        sent -= len(frame)
+        sent -= size
     return []

@@ -191,41 +191,32 @@ class Connection(Generic[M]):
         """
         header, *payloads = frames
         payload = payloads[0] if payloads else b""
-        self._outgoing.add(WHOLE if payloads else BARE, 0, header, payload, len(payload))
-        self.flush()
+        self._send(WHOLE if payloads else BARE, 0, header, payload, len(payload))
 
     def send_beginning(self, channel: int, header: Frame, size: int) -> None:
         """Of a message with a payload of so many bytes; `send_part` sends them, or `send_end` ends
         it without."""
-        self._outgoing.add(BEGINS, channel, header, b"", size)
-        self.flush()
+        self._send(BEGINS, channel, header, b"", size)
 
     def send_part(self, channel: int, payload: Frame | Pipe) -> None:
         """The next bytes of the payload of the message that began in this channel.
 
         Nothing may be put into a pipe before it is empty, and where parts are sealed there is none.
         """
-        self._outgoing.add(GOES_ON, channel, b"", payload, len(payload))
-        self.flush()
+        self._send(GOES_ON, channel, b"", payload, len(payload))
 
     def send_end(self, channel: int) -> None:
         """The rest of the message that began in this channel does not come."""
-        self._outgoing.add(ENDS, channel, b"", b"", 0)
-        self.flush()
+        self._send(ENDS, channel, b"", b"", 0)
 
     def replace_pipe(self, pipe: Pipe, rest: memoryview) -> None:
         """By what was left in it, if it is a part that has not been sent whole."""
         self._outgoing.replace_pipe(pipe, rest)
 
     def flush(self) -> None:
-        """Writes what can be written now."""
-        if self.is_open and self.is_idle:
-            return
-        try:
-            is_all = self._outgoing.flush()
-        except OSError as error:
-            raise Broken(str(error)) from None
-        self._want(self._events & ~_WRITE if is_all else self._events | _WRITE)
+        """Writes what had to wait, if the last look found room for it."""
+        if self._events & _WRITE and self._watch.is_writable(self.fileno()):
+            self._write()
 
     @property
     def has_come(self) -> bool:
@@ -237,7 +228,7 @@ class Connection(Generic[M]):
 
         Raises Malformed for one that is none; others may follow it.
         """
-        if not self.has_come and not self._watch.is_readable(self.fileno()):
+        if not self._incoming.has_come and not self._watch.is_readable(self._socket.fileno()):
             return None
         received = next(self._received)
         if isinstance(received, Malformed):
@@ -262,6 +253,21 @@ class Connection(Generic[M]):
         if key:
             self._outgoing.seal(Seal(key, outward))
             self._incoming.seal(Seal(key, inward))
+
+    def _send(
+        self, kind: int, channel: int, header: Frame, payload: Frame | Pipe, size: int
+    ) -> None:
+        self._outgoing.add(kind, channel, header, payload, size)
+        if not self._events & _WRITE:  # else something waits for room
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            is_all = self._outgoing.flush()
+        except OSError as error:
+            raise Broken(str(error)) from None
+        self._watch.found_full(self.fileno())
+        self._want(self._events & ~_WRITE if is_all else self._events | _WRITE)
 
     def _want(self, events: int) -> None:
         if events != self._events:

@@ -14,14 +14,15 @@ from typing import Protocol, cast
 
 import zmq
 
-_READ = int(zmq.POLLIN | zmq.POLLERR)
-_IN, _OUT = int(zmq.POLLIN), int(zmq.POLLOUT)
+_IN, _OUT, _ERROR = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.POLLERR)
+_READ, _WRITE = _IN | _ERROR, _OUT | _ERROR
 _TO_KERNEL = {
     0: 0,
     _IN: select.POLLIN,
     _OUT: select.POLLOUT,
     _IN | _OUT: select.POLLIN | select.POLLOUT,
 }
+_FROM_KERNEL = {events: wanted for wanted, events in _TO_KERNEL.items()}
 Socket = zmq.Socket[bytes] | int
 
 
@@ -80,10 +81,7 @@ class Watch:
             if socket is not None:
                 self._ask((socket,))
                 continue
-            found = int(zmq.POLLIN) if events & select.POLLIN else 0
-            found |= int(zmq.POLLOUT) if events & select.POLLOUT else 0
-            found |= int(zmq.POLLERR) if events & ~(select.POLLIN | select.POLLOUT) else 0
-            self._found[descriptor] = found
+            self._found[descriptor] = _FROM_KERNEL.get(events) or _found(events)
         if not ready and not self._found:
             self._ask(self._wanted)
         self._used = {each for each in self._found if not isinstance(each, int)}
@@ -107,9 +105,21 @@ class Watch:
         """Whether there was something, and nobody has come to its end since."""
         return bool(self._found.get(socket, 0) & _READ)
 
+    def is_writable(self, descriptor: int) -> bool:
+        """Whether there was room, and nobody has filled it since; or the connection has ended."""
+        return bool(self._found.get(descriptor, 0) & _WRITE)
+
     def found_empty(self, socket: Socket) -> None:
         """Nothing more is there until the next look."""
-        self._found.pop(socket, None)
+        self._forget(socket, _READ)
+
+    def found_full(self, descriptor: int) -> None:
+        """Nothing more can be sent, or needs to be, until the next look."""
+        self._forget(descriptor, _WRITE)
+
+    def _forget(self, socket: Socket, events: int) -> None:
+        if left := self._found.pop(socket, 0) & ~events:
+            self._found[socket] = left
 
     def _ask(self, sockets: Iterable[zmq.Socket[bytes]]) -> None:
         for socket in sockets:
@@ -121,3 +131,8 @@ class Watch:
             self._poll.register(descriptor, events)
         elif is_known:
             self._poll.unregister(descriptor)
+
+
+def _found(events: int) -> int:
+    """Of what the kernel tells, if it is more than was looked for."""
+    return _FROM_KERNEL[events & (select.POLLIN | select.POLLOUT)] | _ERROR

@@ -93,7 +93,9 @@ def test_other_sockets_are_found_by_their_descriptors() -> None:
         assert watch.is_readable(left.fileno()) and not watch.is_exhausted
         assert watch.is_nothing_but({left.fileno(): None}) and not watch.is_nothing_but({})
         watch.found_empty(left.fileno())
-        assert watch.is_exhausted and not watch.is_readable(left.fileno())
+        assert not watch.is_readable(left.fileno()) and watch.is_writable(left.fileno())
+        watch.found_full(left.fileno())
+        assert watch.is_exhausted and not watch.is_writable(left.fileno())
         watch.register(left, zmq.POLLIN)
         right.close()
         assert awake(watch) == [left.fileno()]
