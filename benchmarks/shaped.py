@@ -81,22 +81,26 @@ class Shaped(_Network):
 class Star(_Network):
     """So many machines, each with a link to one switch that carries so much in each direction.
 
-    At the switch, where `hub` is, links end that nothing shapes.
+    At the switch, where `hub` is, links end that nothing shapes. TCP's `congestion` control is the
+    kernel's if it is empty, whatever the kernel is set to otherwise.
     """
 
-    hub = "10.254.78.254"
+    network, hub = "10.254.78.0/24", "10.254.78.254"
 
-    def __init__(self, machines: int, megabit: int) -> None:
+    def __init__(self, machines: int, megabit: int, congestion: str = "") -> None:
+        self._control = f" congctl {congestion}" if congestion else ""
         self.namespaces = [f"mayfly-star-{number}" for number in range(machines)]
         self.hosts = [f"10.254.78.{1 + number}" for number in range(machines)]
         self.megabit = megabit
 
     def _lay(self) -> None:
         shape = _shape(self.megabit)
+        route = f"route replace {self.network} scope link{self._control}"
         _run(
             f"ip link add {SWITCH} type bridge",
-            f"ip addr add {self.hub}/24 dev {SWITCH}",
+            f"ip addr add {self.hub}/24 dev {SWITCH} noprefixroute",
             f"ip link set {SWITCH} up",
+            f"ip {route} dev {SWITCH} src {self.hub}",
         )
         for number, (namespace, host) in enumerate(zip(self.namespaces, self.hosts, strict=True)):
             inside, port = f"ip -n {namespace}", f"mayfly-port-{number}"
@@ -105,8 +109,9 @@ class Star(_Network):
                 f"ip link add {port} type veth peer name uplink netns {namespace}",
                 f"ip link set {port} master {SWITCH}",
                 f"ip link set {port} up",
-                f"{inside} addr add {host}/24 dev uplink",
+                f"{inside} addr add {host}/24 dev uplink noprefixroute",
                 f"{inside} link set uplink up",
+                f"{inside} {route} dev uplink src {host}",
                 f"{inside} link set lo up",
                 f"tc qdisc add dev {port} {shape}",
                 f"ip netns exec {namespace} tc qdisc add dev uplink {shape}",

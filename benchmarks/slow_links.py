@@ -10,6 +10,9 @@ rate of one TCP stream over such a link, measured in the same run. `of_link` is 
 share in the time that it took; the median of the samples. With compression less has to be sent, so
 there it may be more than 1. `again` is how many segments were sent again, in all samples together,
 because somebody who waited asked for them. Needs root, `ip` and `tc`.
+
+TCP's congestion control is cubic, the kernel's default as it is published; `--congestion` takes any
+other that the kernel has, and the stream that sets the least time has it too.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ MEGABIT = 600
 STREAM_S = 2
 """A link's rate is measured by a stream that takes about so long."""
 MEGABIT_BYTES = 125_000
+AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 POUR = """
 import socket, sys
 with socket.create_server((sys.argv[1], 7777)) as server:
@@ -114,18 +118,21 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--samples", type=int, default=9)
     parser.add_argument("--megabit", type=int, default=MEGABIT, help="of each link, a second")
+    parser.add_argument("--congestion", default="cubic", help="TCP's control of it: cubic, bbr, …")
     parser.add_argument("--settings", nargs="*", default=[*SETTINGS], choices=SETTINGS)
     options = parser.parse_args()
+    if not why_not() and options.congestion not in (known := AVAILABLE.read_text().split()):
+        parser.error(f"this kernel has no {options.congestion}, but {', '.join(known)}")
     unwind_when_terminated()
     found: dict[str, Any] = {"benchmark": "slow_links", **surroundings()}
-    found["megabit"] = options.megabit
+    found["megabit"], found["congestion"] = options.megabit, options.congestion
     reason = why_not()
     if reason:
         say(f"without slow links: {reason}")
         found["skipped"] = reason
         finish(found, options.json)
         return
-    with Star(MACHINES, options.megabit) as star:
+    with Star(MACHINES, options.megabit, options.congestion) as star:
         rate = stream(star)
         found["stream_mb_per_s"] = round(rate / 1e6, 2)
         least_s = 4 * SIZES["47MB"] * 2 * (MACHINES - 1) / MACHINES / rate
