@@ -72,10 +72,11 @@ class Executor:
         """Of each node's contribution the range of elements that are there."""
         self._added: dict[int, list[int]] = {}
         """For each node and unit, how many of the schedule's adds are in the sum."""
-        self._packed: dict[int, Vector] = {}
-        """What each node has handed on, and, under the number after the last node, the totals."""
-        self._is_packed: set[tuple[int, int]] = set()
-        """(node, unit) of what is in there."""
+        self._packed: dict[tuple[int, int], Bytes] = {}
+        """What each node has handed on of a unit, and, under the number after the last node, the
+        unit's total, as they travel: (node, unit)."""
+        self._rooms: dict[int, Vector] = {}
+        """For what is packed here, by its node."""
         self._parked: dict[tuple[int, int, int], Values] = {}
         """Segments that came before the contribution or an earlier add: (round, unit, node)."""
         self._partly: dict[tuple[int, int], int] = {}
@@ -280,17 +281,19 @@ class Executor:
         packing = self._packing_of(unit)
         if packing is None:
             return values
-        place = self._place(packing, node, unit)
-        if (node, unit) not in self._is_packed:
-            self._is_packed.add((node, unit))
-            packing.pack(unit, self._step, node, values, place)
-        return place
+        packed = self._packed.get((node, unit))
+        if packed is None:
+            packed = self._place(packing, node, unit)
+            packing.pack(unit, self._step, node, values, packed)
+        return packed
 
     def _place(self, packing: Packing, node: int, unit: int) -> Bytes:
-        packed = self._packed.get(node)
-        if packed is None:
-            packed = self._packed[node] = self._memory.take(packing.length)
-        return packing.place(unit, packed)
+        """Where a unit is to be packed."""
+        room = self._rooms.get(node)
+        if room is None:
+            room = self._rooms[node] = self._memory.take(packing.length)
+        place = self._packed[(node, unit)] = packing.place(unit, room)
+        return place
 
     def _receive_copy(self, unit: int, payload: bytes | memoryview) -> bool:
         """A total, as it travels; passed on as it is."""
@@ -299,10 +302,14 @@ class Executor:
             return self.receive_total(unit, payload)
         if self._have_total[unit] or not self._fits(unit, payload):
             return False
-        place = self._place(packing, self.schedule.nodes, unit)
-        place[:] = np.frombuffer(payload, dtype=np.uint8)
-        self._is_packed.add((self.schedule.nodes, unit))
-        self._set_total(unit, place)
+        packed: Bytes = np.frombuffer(payload, dtype=np.uint8)
+        if packed.flags.writeable:  # it is nobody else's
+            self._packed[(self.schedule.nodes, unit)] = packed
+        else:
+            place = self._place(packing, self.schedule.nodes, unit)
+            place[:] = packed
+            packed = place
+        self._set_total(unit, packed)
         return True
 
     def _advance(self, node: int, unit: int) -> bool:
@@ -361,7 +368,6 @@ class Executor:
             giver = self.schedule.nodes if is_owner else node
             place = self._place(packing, giver, unit)
             packing.pack_sum(unit, self._step, giver, payload, mine, place)
-            self._is_packed.add((giver, unit))
         else:
             packing.add(payload, mine)
         self._partly[(node, unit)] = cut.stop - cut.start

@@ -560,6 +560,34 @@ def test_what_comes_packed_is_received_as_a_whole(compress: str) -> None:
             assert not executor.is_next(round, unit, 0)
 
 
+@pytest.mark.parametrize("compress", KINDS)
+def test_a_packed_total_is_passed_on_as_it_came(compress: str) -> None:
+    """Without a copy; but where it came is not its receiver's, it may be something else later."""
+    values = contributions(1, 4096)[0]
+    for is_lent in (False, True):
+        executor = new_executor("ring", 3, 4096, compress)
+        executor.play([1])
+        unit, part = next(
+            (unit, part)
+            for unit, cut in enumerate(executor.units)
+            if (part := executor.schedule.parts[cut.chunk][1]).copy and part.spread
+        )
+        cut = executor.units[unit]
+        rounding = compression(compress)
+        total = np.empty(rounding.size(cut.stop - cut.start), np.uint8)
+        rounding.pack(values[cut.start : cut.stop], 7, total)
+        came = total.copy()
+        assert part.copy is not None
+        payload = came.data.toreadonly() if is_lent else came.data
+        assert executor.receive(part.copy[0], unit, 1, payload)
+        if is_lent:
+            came[:] = 0
+        round, destination = part.spread[0]
+        handed_on = executor.payload(round, unit, destination)
+        assert handed_on is not None and handed_on.tobytes() == total.tobytes()
+        assert np.shares_memory(handed_on, came) != is_lent
+
+
 def test_what_arrives_is_only_read() -> None:
     """Segments come as views of a receive buffer; the executor never writes there."""
     executor = new_executor("ring", 3, 3)
