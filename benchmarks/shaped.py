@@ -81,8 +81,8 @@ class Shaped(_Network):
 class Star(_Network):
     """So many machines, each with a link to one switch that carries so much in each direction.
 
-    At the switch, where `hub` is, links end that nothing shapes. TCP's `congestion` control is the
-    kernel's if it is empty, whatever the kernel is set to otherwise.
+    At the switch, where `hub` is, links end that nothing shapes. TCP's `congestion` control is what
+    this machine has it set to, if it is not said.
     """
 
     network, hub = "10.254.78.0/24", "10.254.78.254"

@@ -121,12 +121,12 @@ def main() -> None:
     parser.add_argument("--congestion", default="cubic", help="TCP's control of it: cubic, bbr, …")
     parser.add_argument("--settings", nargs="*", default=[*SETTINGS], choices=SETTINGS)
     options = parser.parse_args()
-    if not why_not() and options.congestion not in (known := AVAILABLE.read_text().split()):
-        parser.error(f"this kernel has no {options.congestion}, but {', '.join(known)}")
+    reason = why_not()
+    if not reason and options.congestion not in (known := AVAILABLE.read_text().split()):
+        parser.error(f"{options.congestion} is none of what is loaded here: {', '.join(known)}")
     unwind_when_terminated()
     found: dict[str, Any] = {"benchmark": "slow_links", **surroundings()}
     found["megabit"], found["congestion"] = options.megabit, options.congestion
-    reason = why_not()
     if reason:
         say(f"without slow links: {reason}")
         found["skipped"] = reason

@@ -303,7 +303,7 @@ class Executor:
         if self._have_total[unit] or not self._fits(unit, payload):
             return False
         packed: Bytes = np.frombuffer(payload, dtype=np.uint8)
-        if packed.flags.writeable:  # it is nobody else's
+        if packed.flags.writeable and not self._memory.is_shared:  # it can stay there
             self._packed[(self.schedule.nodes, unit)] = packed
         else:
             place = self._place(packing, self.schedule.nodes, unit)

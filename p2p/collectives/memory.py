@@ -12,6 +12,10 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Memory(Protocol):
+    @property
+    def is_shared(self) -> bool:
+        """Whether others read where its vectors lie."""
+
     def take(self, length: int) -> Vector:
         """A vector of whatever values, of `length` elements."""
 
@@ -24,6 +28,8 @@ class Memory(Protocol):
 
 class PlainMemory:
     """That of the process."""
+
+    is_shared = False
 
     def take(self, length: int) -> Vector:
         return np.empty(length, np.float32)

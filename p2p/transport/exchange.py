@@ -179,6 +179,9 @@ class Exchange:
         self._counters.bytes += len(passing.header) + passing.payload_bytes
 
     def _feed(self, queue: Queue) -> None:
+        if queue.connection.fileno() < 0:  # it ended: nobody is to wait for it
+            self._drop(queue)
+            return
         try:
             queue.feed()
             while queue.held and queue.offer(queue.held[0][0]):

@@ -33,7 +33,7 @@ from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed
 
 AHEAD_BYTES = 8 << 10
-"""What is smaller is received with what follows it, in one call."""
+"""So much of what follows is received by the same call."""
 
 
 @dataclass(slots=True, eq=False)
@@ -129,9 +129,9 @@ class Incoming(Generic[M]):
     def messages(self) -> Iterator[M | Malformed | None]:
         """Those that come; None when nothing more is there until the next look. Raises Broken."""
         prefix = memoryview(bytearray(PREFIX.size))
-        part = self.fill if self._seal is None else partial(self._opened, self._seal)
+        fill = self.fill if self._seal is None else partial(self._opened, self._seal)
         while True:
-            yield from part(prefix)
+            yield from fill(prefix)
             kind, channel, header_bytes, payload_bytes = PREFIX.unpack(prefix)
             if header_bytes > HEADER_LIMIT_BYTES or payload_bytes > LARGEST_BYTES:
                 raise Broken("a message as long as none may be")
@@ -144,7 +144,7 @@ class Incoming(Generic[M]):
             if kind == ENDS and payload_bytes:
                 raise Broken("an end with a payload")
             header = memoryview(bytearray(header_bytes))
-            yield from part(header)
+            yield from fill(header)
             if kind == GOES_ON:
                 coming = self._parted[channel]
             elif kind == ENDS:
@@ -158,7 +158,7 @@ class Incoming(Generic[M]):
             if coming.come + payload_bytes > coming.size:
                 raise Broken("more of a message than there is")
             self.coming = coming
-            yield from self._payload(part, coming, payload_bytes)
+            yield from self._payload(fill, coming, payload_bytes)
             self.coming = None
             if coming.come == coming.size:
                 if self._parted.get(channel) is coming:
@@ -179,7 +179,7 @@ class Incoming(Generic[M]):
                 yield None
                 continue
             else:
-                # what follows is received ahead, with it, or, if it is as small as that, before it
+                # into its place, and what follows ahead; what is small goes by way of that too
                 in_place = left if left >= ahead_bytes else 0
                 size = self._receive([part, self._ahead] if in_place else [self._ahead])
                 if size < in_place + ahead_bytes:  # no more: not to be found out by another call
@@ -190,7 +190,7 @@ class Incoming(Generic[M]):
             left -= in_place
 
     def _receive(self, into: list[memoryview]) -> int:
-        """How many bytes came."""
+        """How many bytes came; 0: nothing is there. Raises Broken."""
         try:
             size = self._socket.recvmsg_into(into)[0]
         except BlockingIOError:
@@ -219,7 +219,7 @@ class Incoming(Generic[M]):
         return Coming(message, target, size)
 
     def _payload(
-        self, part: Callable[[memoryview], Iterator[None]], coming: Coming[M], size: int
+        self, fill: Callable[[memoryview], Iterator[None]], coming: Coming[M], size: int
     ) -> Iterator[None]:
         """The next so many bytes of it."""
         end = coming.come + size
@@ -228,7 +228,7 @@ class Incoming(Generic[M]):
                 piece = coming.target[coming.come : end]
                 if self._reading.pauses:
                     piece = piece[:PIECE_BYTES]
-                yield from part(piece)
+                yield from fill(piece)
                 coming.come += len(piece)
             elif isinstance(coming.target, Pipe):
                 coming.come += yield from self._piped(coming.target, end - coming.come)
@@ -245,6 +245,7 @@ class Incoming(Generic[M]):
             record[:] = plain  # what is not what was sent must not get where others may read it
 
     def _piped(self, pipe: Pipe, limit: int) -> Generator[None, None, int]:
+        assert not self._came  # it would be overtaken
         try:
             size = pipe.take(self._socket.fileno(), limit)
         except BlockingIOError:

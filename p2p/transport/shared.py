@@ -116,6 +116,8 @@ class Pool:
         self._let_go: deque[_Block] = deque()
         self._free: list[_Block] = []
         self._works = hasattr(os, "memfd_create")
+        self.is_shared = False
+        """Something was referred to, so others may be told of what lies here."""
 
     def take(self, length: int) -> Vector:
         """A vector of whatever values. Its block is used again some steps after it was let go."""
@@ -149,6 +151,7 @@ class Pool:
 
     def reference(self, part: memoryview) -> Reference | None:
         """Where others find this part of a vector of the pool; None for other memory."""
+        self.is_shared = True
         address = np.frombuffer(part, np.uint8).ctypes.data
         place = bisect_right(self._addresses, address) - 1
         if place < 0:

@@ -81,7 +81,7 @@ class Watch:
             if socket is not None:
                 self._ask((socket,))
                 continue
-            self._found[descriptor] = _FROM_KERNEL.get(events) or _found(events)
+            self._found[descriptor] = _FROM_KERNEL.get(events) or _with_error(events)
         if not ready and not self._found:
             self._ask(self._wanted)
         self._used = {each for each in self._found if not isinstance(each, int)}
@@ -133,6 +133,6 @@ class Watch:
             self._poll.unregister(descriptor)
 
 
-def _found(events: int) -> int:
-    """Of what the kernel tells, if it is more than was looked for."""
+def _with_error(events: int) -> int:
+    """What the kernel tells that is more than was looked for."""
     return _FROM_KERNEL[events & (select.POLLIN | select.POLLOUT)] | _ERROR

@@ -15,7 +15,7 @@ import pytest
 from p2p.collectives.allgather import AllGather
 from p2p.collectives.compression import Packing, compression
 from p2p.collectives.executor import Executor, Missing, Outgoing, Values
-from p2p.collectives.memory import Vector
+from p2p.collectives.memory import Memory, PlainMemory, Vector
 from p2p.collectives.schedule import ALLGATHER, GENERATORS, make_schedule, make_units
 
 COUNTS = (*range(1, 18), 64)
@@ -66,7 +66,13 @@ MEANS = {
 }
 
 
-def new_executor(name: str, nodes: int, length: int, compress: str = "none") -> Executor:
+class SharedMemory(PlainMemory):
+    is_shared = True
+
+
+def new_executor(
+    name: str, nodes: int, length: int, compress: str = "none", memory: Memory | None = None
+) -> Executor:
     schedule = make_schedule(name, nodes)
     if name == ALLGATHER:
         return AllGather(schedule, make_units(length, 1, SEGMENT_BYTES), length)
@@ -75,7 +81,7 @@ def new_executor(name: str, nodes: int, length: int, compress: str = "none") -> 
     gradients = length - length // 4
     units = make_units(length, schedule.chunks, SEGMENT_BYTES, gradients)
     packing = Packing(compression(compress), units, gradients, seed=3)
-    return Executor(schedule, units, length, packing=packing, step=5)
+    return Executor(schedule, units, length, memory, packing, step=5)
 
 
 def mean_of(name: str, inputs: list[Vector], compress: str) -> Vector:
@@ -561,31 +567,33 @@ def test_what_comes_packed_is_received_as_a_whole(compress: str) -> None:
 
 
 @pytest.mark.parametrize("compress", KINDS)
-def test_a_packed_total_is_passed_on_as_it_came(compress: str) -> None:
-    """Without a copy; but where it came is not its receiver's, it may be something else later."""
+@pytest.mark.parametrize("memory_is", ["own", "lent", "shared"])
+def test_a_packed_total_is_passed_on_as_it_came(compress: str, memory_is: str) -> None:
+    """Without a copy, unless it lies where somebody else may write something else, or where none
+    of those can read it who read this peer's memory."""
     values = contributions(1, 4096)[0]
-    for is_lent in (False, True):
-        executor = new_executor("ring", 3, 4096, compress)
-        executor.play([1])
-        unit, part = next(
-            (unit, part)
-            for unit, cut in enumerate(executor.units)
-            if (part := executor.schedule.parts[cut.chunk][1]).copy and part.spread
-        )
-        cut = executor.units[unit]
-        rounding = compression(compress)
-        total = np.empty(rounding.size(cut.stop - cut.start), np.uint8)
-        rounding.pack(values[cut.start : cut.stop], 7, total)
-        came = total.copy()
-        assert part.copy is not None
-        payload = came.data.toreadonly() if is_lent else came.data
-        assert executor.receive(part.copy[0], unit, 1, payload)
-        if is_lent:
-            came[:] = 0
-        round, destination = part.spread[0]
-        handed_on = executor.payload(round, unit, destination)
-        assert handed_on is not None and handed_on.tobytes() == total.tobytes()
-        assert np.shares_memory(handed_on, came) != is_lent
+    memory = SharedMemory() if memory_is == "shared" else None
+    executor = new_executor("ring", 3, 4096, compress, memory)
+    executor.play([1])
+    unit, part = next(
+        (unit, part)
+        for unit, cut in enumerate(executor.units)
+        if (part := executor.schedule.parts[cut.chunk][1]).copy and part.spread
+    )
+    cut = executor.units[unit]
+    rounding = compression(compress)
+    total = np.empty(rounding.size(cut.stop - cut.start), np.uint8)
+    rounding.pack(values[cut.start : cut.stop], 7, total)
+    came = total.copy()
+    assert part.copy is not None
+    payload = came.data.toreadonly() if memory_is == "lent" else came.data
+    assert executor.receive(part.copy[0], unit, 1, payload)
+    if memory_is == "lent":
+        came[:] = 0
+    round, destination = part.spread[0]
+    handed_on = executor.payload(round, unit, destination)
+    assert handed_on is not None and handed_on.tobytes() == total.tobytes()
+    assert np.shares_memory(handed_on, came) == (memory_is == "own")
 
 
 def test_what_arrives_is_only_read() -> None:

@@ -354,12 +354,12 @@ class Trickle:
     def __getattr__(self, name: str) -> object:
         return getattr(self._connected, name)
 
-    def recv_into(self, room: memoryview) -> int:
+    def recvmsg_into(self, rooms: list[memoryview]) -> tuple[int]:
         self._meanwhile()
         time.sleep(max(0.0, self._next - time.monotonic()))
-        size = self._connected.recv_into(room[: MEBIBYTE // 4])
+        size = self._connected.recv_into(rooms[0][: MEBIBYTE // 4])
         self._next = max(self._next, time.monotonic() - 0.2) + size / (5 * MEBIBYTE)
-        return size
+        return (size,)
 
 
 @FAST_UNIX_SOCKETS

@@ -91,8 +91,9 @@ def test_a_view_keeps_its_block() -> None:
 def test_memory_of_others_has_no_reference() -> None:
     pool = Pool()
     vector = pool.take(LENGTH)
+    assert not pool.is_shared
     assert pool.reference(np.zeros(LENGTH, np.float32).data.cast("B")) is None
-    assert pool.reference(vector.data.cast("B")) is not None
+    assert pool.reference(vector.data.cast("B")) is not None and pool.is_shared
     assert pool.take(0).shape == (0,)
 
 
