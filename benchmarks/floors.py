@@ -4,7 +4,8 @@ Of a vector of S bytes each of N processes has to receive (N - 1)/N of S to be a
 be copied: that it is in the memory of another process, or in a socket, is all that differs. A
 process that has a core to itself adds and copies at the rates of one core; more processes than
 cores share them. What sockets take is measured with as many pairs of processes as there are cores,
-since a single pair waits for being woken in between.
+since a single pair waits for being woken in between; and with more and with less of it on its way,
+since less may stay in the cores' caches.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import numpy as np
 
 VECTOR_BYTES = 48 << 20
-STREAM_BYTES = 1 << 30
+STREAM_BYTES = 512 << 20
+BUFFERS_BYTES = (0, 384 << 10)
+"""For what is on its way; 0: as much as the kernel likes."""
 PIECE_BYTES = 1 << 20
-TRIES = 5
+TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +66,27 @@ def _best(action: Callable[[], object]) -> float:
 
 def _streams(family: int) -> float:
     """Bytes a second from processes to as many others, in pieces of `PIECE_BYTES`."""
+    pairs = os.cpu_count() or 1
+    times = [_best(partial(_stream, family, pairs, buffer)) for buffer in BUFFERS_BYTES]
+    return pairs * STREAM_BYTES / min(times)
+
+
+def _stream(family: int, pairs: int, buffer_bytes: int) -> None:
     context = multiprocessing.get_context("fork")
-    pairs = [_connected(family) for _ in range(os.cpu_count() or 1)]
-    processes = [
-        context.Process(target=end, args=(one,))
-        for near, far in pairs
-        for end, one in ((_drain, near), (_pour, far))
-    ]
-    began = time.perf_counter()
+    connected = [_connected(family) for _ in range(pairs)]
+    processes = []
+    for near, far in connected:
+        if buffer_bytes:
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+        processes += [
+            context.Process(target=end, args=(one,)) for end, one in ((_drain, near), (_pour, far))
+        ]
     for process in processes:
         process.start()
-    for one in chain(*pairs):
+    for one in chain(*connected):
         one.close()
     for process in processes:
         process.join()
-    return len(pairs) * STREAM_BYTES / (time.perf_counter() - began)
 
 
 def _connected(family: int) -> tuple[socket.socket, socket.socket]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.shaped import why_not
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -103,6 +105,14 @@ def test_slow_links() -> None:
             assert found[name]["of_link"] > 0 and found[name]["s"] > 0
             assert found[name]["again"] < 4 * 36, "more than everything once more"
         assert found["ring_int8"]["s"] < found["ring"]["s"]
+        assert found["congestion"] == "cubic"
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_slow_links_with_a_congestion_control_that_is_none() -> None:
+    command = [sys.executable, "-m", "benchmarks.slow_links", "--congestion", "none at all"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and "none at all is none of what is loaded here" in ended.stderr
 
 
 @pytest.mark.acceptance
