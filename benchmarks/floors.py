@@ -21,12 +21,14 @@ from itertools import chain
 
 import numpy as np
 
+from p2p.transport.stream import HOST_BUFFER_BYTES
+
 VECTOR_BYTES = 48 << 20
 STREAM_BYTES = 512 << 20
-BUFFERS_BYTES = (0, 384 << 10)
+BUFFERS_BYTES = (0, HOST_BUFFER_BYTES)
 """For what is on its way; 0: as much as the kernel likes."""
 PIECE_BYTES = 1 << 20
-TRIES = 3
+TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,21 +81,21 @@ class Shaped(_Network):
 class Star(_Network):
     """So many machines, each with a link to one switch that carries so much in each direction.
 
-    At the switch, where `hub` is, links end that nothing shapes. TCP's `congestion` control is what
-    this machine has it set to, if it is not said.
+    At the switch, where `hub` is, links end that nothing shapes. `congestion` is TCP's control of
+    it there, whatever it is elsewhere on this machine.
     """
 
     network, hub = "10.254.78.0/24", "10.254.78.254"
 
-    def __init__(self, machines: int, megabit: int, congestion: str = "") -> None:
-        self._control = f" congctl {congestion}" if congestion else ""
+    def __init__(self, machines: int, megabit: int, congestion: str) -> None:
+        self._congestion = congestion
         self.namespaces = [f"mayfly-star-{number}" for number in range(machines)]
         self.hosts = [f"10.254.78.{1 + number}" for number in range(machines)]
         self.megabit = megabit
 
     def _lay(self) -> None:
         shape = _shape(self.megabit)
-        route = f"route replace {self.network} scope link{self._control}"
+        route = f"route replace {self.network} scope link congctl {self._congestion}"
         _run(
             f"ip link add {SWITCH} type bridge",
             f"ip addr add {self.hub}/24 dev {SWITCH} noprefixroute",

@@ -181,7 +181,8 @@ class Incoming(Generic[M]):
             else:
                 # into its place, and what follows ahead; what is small goes by way of that too
                 in_place = left if left >= ahead_bytes else 0
-                size = self._receive([part, self._ahead] if in_place else [self._ahead])
+                into = [part, self._ahead] if in_place else [self._ahead]
+                size = self._receive(partial(self._scatter, into))
                 if size < in_place + ahead_bytes:  # no more: not to be found out by another call
                     self._watch.found_empty(descriptor)
                 in_place = min(size, in_place)
@@ -189,10 +190,10 @@ class Incoming(Generic[M]):
             part = part[in_place:]
             left -= in_place
 
-    def _receive(self, into: list[memoryview]) -> int:
-        """How many bytes came; 0: nothing is there. Raises Broken."""
+    def _receive(self, call: Callable[[], int]) -> int:
+        """How many bytes came by this call; 0: nothing is there. Raises Broken."""
         try:
-            size = self._socket.recvmsg_into(into)[0]
+            size = call()
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -201,6 +202,9 @@ class Incoming(Generic[M]):
             raise Broken("the other end has closed it")
         self.received_bytes += size
         return size
+
+    def _scatter(self, into: list[memoryview]) -> int:
+        return self._socket.recvmsg_into(into)[0]
 
     def _all(self) -> list[Coming[M]]:
         parted = [*self._parted.values()]
@@ -246,17 +250,11 @@ class Incoming(Generic[M]):
 
     def _piped(self, pipe: Pipe, limit: int) -> Generator[None, None, int]:
         assert not self._came  # it would be overtaken
-        try:
-            size = pipe.take(self._socket.fileno(), limit)
-        except BlockingIOError:
-            self._watch.found_empty(self._socket.fileno())
-            yield None
-            return 0
-        except OSError as error:
-            raise Broken(str(error)) from None
+        descriptor = self._socket.fileno()
+        size = self._receive(partial(pipe.take, descriptor, limit))
         if not size:
-            raise Broken("the other end has closed it")
-        self.received_bytes += size
+            self._watch.found_empty(descriptor)
+            yield None
         return size
 
     def _taken(self, coming: Coming[M], take: Take, end: int) -> Iterator[None]:
