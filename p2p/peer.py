@@ -352,7 +352,7 @@ class _Peer:
             self._inbox.popleft()(core, time.monotonic())
             self._carry_out(core)
         for _ in range(BATCH_MESSAGES):
-            if watch.is_exhausted and not self._direct.has_come:
+            if watch.is_exhausted and not (self._direct.has_come or self._link.has_come):
                 return  # to look through all the ways would find nothing
             now = time.monotonic()
             try:
@@ -377,7 +377,7 @@ class _Peer:
 
     def _received(self, now: float) -> tuple[Peer, Message] | None:
         """A message for the core, by whichever way it came, or None. Raises Malformed."""
-        if self._direct.has_all:
+        if self._direct.has_all and not self._link.has_come:
             return self._direct.receive()
         while (came := relayed(self._link, self._wire)) is not None:
             source, message = came

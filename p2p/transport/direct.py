@@ -405,7 +405,7 @@ class DirectLinks:
                 invited = Invitation.from_bytes(invitation)
                 address = _entrance_of(link.endpoint, invited.port)
                 link.stream = Connection.dialled(
-                    address, invited, self._watch, self._begun, hears=False
+                    address, invited, self._watch, self._begun, reading=None
                 )
 
     def _flush(self) -> None:

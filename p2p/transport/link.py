@@ -199,6 +199,11 @@ class ControlAndBulk:
         return streams is not None and streams.send(destination + self.BULK, header, payload)
 
     @property
+    def has_come(self) -> bool:
+        """Whether `receive_streamed` has something though no look finds it."""
+        return self.bulk.streams is not None and self.bulk.streams.has_come
+
+    @property
     def arrives(self) -> bool:
         """Whether something large is just coming in over such a connection."""
         return self.bulk.streams is not None and self.bulk.streams.arrives
@@ -214,7 +219,10 @@ class ControlAndBulk:
         return streams is not None and streams.leaves_to(destination + self.BULK)
 
     def receive_streamed(self) -> tuple[bytes, Message] | None:
-        """What came over such a connection, or None. Raises Malformed."""
+        """What came over such a connection, or None. Raises Malformed.
+
+        Has to be called until it returns None, or again without waiting.
+        """
         received = self.bulk.streams.receive() if self.bulk.streams is not None else None
         if received is None:
             return None

@@ -20,6 +20,7 @@ from p2p.messages import Message
 from p2p.transport.exchange import UNIX_SUFFIX
 from p2p.transport.framing import LARGEST_BYTES, Broken, Target
 from p2p.transport.hosts import host_of
+from p2p.transport.incoming import Reading
 from p2p.transport.passing import addressed, opened
 from p2p.transport.placing import Place, begun
 from p2p.transport.relay import RELAY, STREAM
@@ -33,6 +34,7 @@ STALLED_S = 3.0
 """A connection that takes nothing of what it has for so long is closed."""
 WAITING_LIMIT = 64
 """Messages that may wait for a relay."""
+READING = Reading(ahead=True, takes_parts=True)
 
 Received = tuple[bytes, Message]
 
@@ -90,6 +92,11 @@ class RelayedStreams:
                 self._end(way)
 
     @property
+    def has_come(self) -> bool:
+        """Whether something was received already that `receive` has not returned yet."""
+        return any(way.connection is not None and way.connection.has_come for way in self._ways)
+
+    @property
     def arrives(self) -> bool:
         """Whether something is just coming in from a relay."""
         return any(way.connection is not None and way.connection.arriving for way in self._ways)
@@ -120,7 +127,7 @@ class RelayedStreams:
                 if isinstance(address, tuple):
                     address = address[0], invitation.port
                 way.connection = Connection.dialled(
-                    address, invitation, self._watch, self._begin, takes_parts=True
+                    address, invitation, self._watch, self._begin, READING
                 )
 
     def send(self, destination: bytes, header: Frame, payload: Frame) -> bool:
@@ -143,7 +150,10 @@ class RelayedStreams:
         return False
 
     def receive(self) -> Received | None:
-        """A message and of whom, or None. Raises Malformed."""
+        """A message and of whom, or None. Raises Malformed.
+
+        Has to be called until it returns None, or again without waiting.
+        """
         for _ in self._ways:
             # from the one after the last, so that no relay starves the others
             self._heard = (self._heard + 1) % len(self._ways)

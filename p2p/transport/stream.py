@@ -86,15 +86,13 @@ class Connection(Generic[M]):
         invitation: Invitation,
         watch: Watch,
         begin: Begin[M],
-        hears: bool = True,
-        takes_parts: bool = False,
+        reading: Reading | None,
     ) -> Connection[M]:
-        """To an entrance; whoever does not hear must not be sent anything.
+        """To an entrance; without a way of `reading` it hears nothing, and must not be sent any.
 
         Raises OSError where there can be no connection.
         """
-        reading = Reading(takes_parts=takes_parts)
-        made = cls(_new_socket(address), watch, begin, reading, invitation.ticket)
+        made = cls(_new_socket(address), watch, begin, reading or Reading(), invitation.ticket)
         made._seal(invitation.key, OUTWARD, INWARD)
         made._received = made._incoming.messages()
         try:
@@ -105,7 +103,7 @@ class Connection(Generic[M]):
         except OSError:
             made._socket.close()
             raise
-        made._want(_READ | _WRITE if hears else _WRITE)
+        made._want(_WRITE if reading is None else _READ | _WRITE)
         return made
 
     @classmethod

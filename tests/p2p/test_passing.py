@@ -17,6 +17,7 @@ from p2p.transport.exchange import PIPED_FROM_BYTES, Exchange
 from p2p.transport.framing import HEADER_LIMIT_BYTES, Broken, Target
 from p2p.transport.passing import PART_BYTES, Passing, addressed, opened
 from p2p.transport.pipe import Pipes
+from p2p.transport.relayed import READING
 from p2p.transport.stream import Address, Connection
 from p2p.transport.watch import Watch
 from tests.relay_process import until as wait_until
@@ -74,9 +75,7 @@ class Hub:
             address = self.address
             if isinstance(address, tuple):
                 address = address[0], invitation.port
-            self.peers[name] = Connection.dialled(
-                address, invitation, self.watch, begin, takes_parts=True
-            )
+            self.peers[name] = Connection.dialled(address, invitation, self.watch, begin, READING)
             self.came[name] = []
             self.until(lambda name=name: name in self.exchange.entrance.named)
 

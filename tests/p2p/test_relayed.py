@@ -10,8 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from collections.abc import Callable, Iterator
+from fcntl import ioctl
 from pathlib import Path
+from termios import FIONREAD
 from typing import cast
 
 import msgpack
@@ -22,8 +25,8 @@ from p2p.messages import KINDS, Message, Segment
 from p2p.transport.exchange import UNIX_SUFFIX
 from p2p.transport.keys import PEER_FILE, RELAY_FILE, PeerKeys, new_keys, write_keys
 from p2p.transport.link import STREAMED_FROM_BYTES, ControlAndBulk, Link, relay_bulk
-from p2p.transport.relayed import STALLED_S
-from p2p.transport.stream import are_unix_sockets_fast
+from p2p.transport.relayed import STALLED_S, Received
+from p2p.transport.stream import Connection, are_unix_sockets_fast
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed, WireFormat
 from tests.relay_process import RelayProcess
@@ -86,6 +89,13 @@ def until(condition: Callable[[], object], *peers: Peer, seconds: float = 15.0) 
         return found
 
     wait_until(has_come, seconds)
+
+
+def in_kernel(connection: Connection[Received]) -> int:
+    """Bytes that have come and not been received."""
+    told = array("i", [0])
+    ioctl(connection.fileno(), FIONREAD, told)
+    return told[0]
 
 
 def segment(size: int, unit: int = 0) -> Segment:
@@ -188,6 +198,26 @@ def test_what_is_large_arrives_beside_zeromq(
     until(lambda: one.send("two", small), one, two)
     until(lambda: two.came, one, two)
     assert two.came.pop() == (b"one", small) and one.link.bulk.traffic.sent == zeromq_before + 1
+
+
+def test_what_came_with_something_before_it_is_told_of(peers: Callable[[str], Peer]) -> None:
+    """It is in this process already, so no look finds it: whoever stops in between has to know."""
+    one, two = peers("one"), peers("two")
+    joined(one, two)
+    sent = [segment(64, unit) for unit in range(20)]
+    for each in sent:
+        header, payload = WIRE.encode(each, hashed=False)
+        assert one.link.send_streamed(b"two", header, payload)
+    assert two.link.bulk.streams is not None
+    connection = two.link.bulk.streams._ways[0].connection
+    assert connection is not None
+    wait_until(lambda: in_kernel(connection) > sum(len(each.payload) for each in sent))
+    two.watch.poll(0)
+    first = two.link.receive_streamed()
+    assert first is not None and two.watch.is_exhausted and two.link.has_come
+    two.came.append(first)
+    until(lambda: len(two.came) == len(sent), one, two)
+    assert two.came == [(b"one", each) for each in sent] and not two.link.has_come
 
 
 def test_a_payload_is_written_where_it_belongs(peers: Callable[[str], Peer]) -> None:

@@ -70,7 +70,7 @@ class Place:
         address = self.address
         if isinstance(address, tuple):
             address = address[0], port or invitation.port
-        self._dialled.append(Connection.dialled(address, invitation, self.watch, begin))
+        self._dialled.append(Connection.dialled(address, invitation, self.watch, begin, Reading()))
         return self._dialled[-1]
 
     def joined(self, name: bytes, port: int = 0) -> Connection[Message]:
