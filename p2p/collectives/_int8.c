@@ -24,9 +24,14 @@ enum { BLOCK = 256, NOISE_PERIOD = 1 << 16, NOT_FINITE = 255, ONE_SQUARED = 254 
 #endif
 #ifdef __GNUC__
 #define ALWAYS_INLINE __attribute__((always_inline))
+#define PREFETCH(address) __builtin_prefetch(address)
 #else
 #define ALWAYS_INLINE
+#define PREFETCH(address) ((void)(address))
 #endif
+
+/* A processor foresees what is read next up to the end of a page, and not beyond. */
+enum { PAGE_FLOATS = 1024, LINE_FLOATS = 16 };
 
 #define MANTISSA_BITS 23
 #define INFINITY_BITS 0x7F800000
@@ -65,6 +70,15 @@ static inline int length_of_block(Py_ssize_t start, Py_ssize_t length)
     return length - start < BLOCK ? (int)(length - start) : BLOCK;
 }
 
+/* Fetches the block that is a page ahead of this one. */
+static inline ALWAYS_INLINE void fetch_ahead(const float *values, Py_ssize_t start,
+                                             Py_ssize_t length)
+{
+    if (start + PAGE_FLOATS + BLOCK <= length)
+        for (int i = 0; i < BLOCK; i += LINE_FLOATS)
+            PREFETCH(values + start + PAGE_FLOATS + i);
+}
+
 /* Returns the block's scale. */
 static inline ALWAYS_INLINE uint8_t pack_block(const float *restrict values, int count,
                                                const float *restrict chances,
@@ -92,10 +106,12 @@ static void pack(const float *restrict values, Py_ssize_t length, const float *r
                  Py_ssize_t noise, uint8_t *restrict out)
 {
     int8_t *restrict multiples = (int8_t *)out + blocks_of(length);
-    for (Py_ssize_t start = 0; start < length; start += BLOCK)
+    for (Py_ssize_t start = 0; start < length; start += BLOCK) {
+        fetch_ahead(values, start, length);
         out[start / BLOCK] = pack_block(values + start, length_of_block(start, length),
                                         chances + (noise + start) % NOISE_PERIOD,
                                         multiples + start);
+    }
 }
 
 FOR_EACH_PROCESSOR
@@ -108,6 +124,7 @@ static void pack_sum(const float *restrict values, Py_ssize_t length, const floa
         const int count = length_of_block(start, length);
         const int8_t *added = (const int8_t *)payload + blocks + start;
         const float scale = scale_of(payload[start / BLOCK]);
+        fetch_ahead(values, start, length);
         for (int i = 0; i < count; i++)
             sums[i] = values[start + i] + (float)added[i] * scale;
         out[start / BLOCK] = pack_block(sums, count, chances + (noise + start) % NOISE_PERIOD,
