@@ -150,6 +150,7 @@ class Mayfly:
         """As a peer does: nothing is looked for where nothing was found, and ticks are beats."""
         self._watch.poll(timeout_ms)
         now = time.monotonic()
+        self._direct.flush()
         if not self._watch.is_exhausted or self._direct.has_come:
             if not self._direct.has_all:
                 self._hear_relays(steps, now)

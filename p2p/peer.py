@@ -351,6 +351,7 @@ class _Peer:
         while self._inbox:
             self._inbox.popleft()(core, time.monotonic())
             self._carry_out(core)
+        self._direct.flush()
         for _ in range(BATCH_MESSAGES):
             if watch.is_exhausted and not (self._direct.has_come or self._link.has_come):
                 return  # to look through all the ways would find nothing

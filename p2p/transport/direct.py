@@ -298,15 +298,25 @@ class DirectLinks:
         """Whether all that the last look found, and is left of it, is for `receive`."""
         return self._entrance is not None and self._watch.is_nothing_but(self._entrance.connections)
 
+    def flush(self) -> None:
+        """Writes what had to wait, where the last look found room; to be called after each."""
+        for peer, link in self._outgoing.items():
+            if link.stream is None:
+                continue
+            try:
+                link.stream.flush()
+            except Broken:
+                link.put_down()
+            else:
+                link.up = link.stream.is_open
+                self._settle(peer, link)
+
     def receive(self) -> tuple[Peer, Message] | None:
         """A message that came, or None; never waits.
 
         Raises Malformed, as `WireFormat.decode`, and Gone for one whose bytes are not there any
         more; others may follow. Has to be called until it returns None, or again without waiting.
         """
-        has_all = self.has_all
-        if not has_all:
-            self._flush()
         if self._entrance is not None:
             streams = [*self._entrance.connections.values()]
             for _ in streams:
@@ -316,7 +326,7 @@ class DirectLinks:
                 message = self._entrance.receive(stream)
                 if message is not None:
                     return stream.name.decode("ascii", "replace"), message
-        if not has_all:
+        if not self.has_all:
             self._hear_welcomes()
             if self._entrance is not None:
                 self._hear_knocks(self._entrance)
@@ -391,11 +401,11 @@ class DirectLinks:
 
     def _settle(self, peer: Peer, link: _Outgoing) -> bool:
         """Whether the link carries what is sent, and no welcome is waited for."""
-        if link.up and link.welcomed:
+        is_settled = link.up and link.welcomed
+        if is_settled and peer in self._waiting:
             link.mistrust_s = MISTRUST_S
             self._wait_no_more(peer, link)
-            return True
-        return False
+        return is_settled
 
     def _follow(self, link: _Outgoing, invitation: bytes) -> None:
         """A welcome came, and with it an invitation."""
@@ -407,16 +417,6 @@ class DirectLinks:
                 link.stream = Connection.dialled(
                     address, invited, self._watch, self._begun, reading=None
                 )
-
-    def _flush(self) -> None:
-        for link in self._outgoing.values():
-            if link.stream is None:
-                continue
-            try:
-                link.stream.flush()
-                link.up = link.stream.is_open
-            except Broken:
-                link.put_down()
 
     def _knock(self, peer: Peer, link: _Outgoing, now: float) -> None:
         link.knocked_at, link.welcomed = now, False

@@ -39,6 +39,7 @@ class End:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self.watch.poll(5)
+            self.links.flush()
             while (message := self.links.receive()) is not None:
                 found.append(message)
         return found

@@ -178,6 +178,7 @@ class End:
 
     def look(self) -> list[tuple[str, Message]]:
         self.watch.poll(20)
+        self.links.flush()
         self.links.tick(time.monotonic())
         found = []
         while (message := self.links.receive()) is not None:
