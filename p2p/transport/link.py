@@ -200,7 +200,7 @@ class ControlAndBulk:
 
     @property
     def has_come(self) -> bool:
-        """Whether `receive_streamed` has something though no look finds it."""
+        """Whether `receive_streamed` may have something though no look finds it."""
         return self.bulk.streams is not None and self.bulk.streams.has_come
 
     @property

@@ -20,6 +20,7 @@ from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed, WireFormat
 
 WIRE: WireFormat[Message] = WireFormat(KINDS)
+MEBIBYTE = 1 << 20
 WAYS = {"host": "ipc://{folder}/{name}", "tcp": "tcp://127.0.0.1:*"}
 
 
@@ -221,6 +222,25 @@ def test_a_welcome_that_comes_too_late_is_read_all_the_same(ends: Callable[[str]
     a.received()
     assert a.watch.poll(100) == []
     assert not a.links.send("b", a.segment(4))
+
+
+def test_a_look_that_found_room_is_done_with_when_that_is_filled(
+    ends: Callable[[str], End],
+) -> None:
+    """Else all other ways would be asked as well, for each part of what is large."""
+    a, b = ends("a"), ends("b")
+    introduced(a, b)
+    large = StatePart(1, "digest", 0, 1, bytes(16 * MEBIBYTE))
+    assert a.links.send("b", large)
+    came: list[tuple[str, Message]] = []
+    looks = 0
+    while not came:
+        if a.watch.poll(20):
+            looks += 1
+            a.links.flush()
+            assert a.watch.is_exhausted and a.links.has_all
+        came = b.received(0.005)
+    assert came == [("a", large)] and looks > 1
 
 
 def test_one_that_sends_much_keeps_nobody_from_being_heard(ends: Callable[[str], End]) -> None:

@@ -207,7 +207,7 @@ def test_what_came_with_something_before_it_is_told_of(peers: Callable[[str], Pe
     sent = [segment(64, unit) for unit in range(20)]
     for each in sent:
         header, payload = WIRE.encode(each, hashed=False)
-        assert one.link.send_streamed(b"two", header, payload)
+        assert one.link.send_streamed(b"two", b"garbage" if each is sent[9] else header, payload)
     assert two.link.bulk.streams is not None
     connection = two.link.bulk.streams._ways[0].connection
     assert connection is not None
@@ -216,6 +216,9 @@ def test_what_came_with_something_before_it_is_told_of(peers: Callable[[str], Pe
     first = two.link.receive_streamed()
     assert first is not None and two.watch.is_exhausted and two.link.has_come
     two.came.append(first)
+    with pytest.raises(Malformed):
+        until(lambda: len(two.came) == len(sent), one, two)
+    del sent[9]
     until(lambda: len(two.came) == len(sent), one, two)
     assert two.came == [(b"one", each) for each in sent] and not two.link.has_come
 
