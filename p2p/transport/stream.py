@@ -88,7 +88,7 @@ class Connection(Generic[M]):
         begin: Begin[M],
         reading: Reading | None,
     ) -> Connection[M]:
-        """To an entrance; without a way of `reading` it hears nothing, and must not be sent any.
+        """To an entrance; without `reading` it hears nothing, and must not be sent anything.
 
         Raises OSError where there can be no connection.
         """

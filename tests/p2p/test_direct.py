@@ -233,8 +233,9 @@ def test_a_look_that_found_room_is_done_with_when_that_is_filled(
     large = StatePart(1, "digest", 0, 1, bytes(16 * MEBIBYTE))
     assert a.links.send("b", large)
     came: list[tuple[str, Message]] = []
-    looks = 0
+    looks, until = 0, time.monotonic() + 30
     while not came:
+        assert time.monotonic() < until
         if a.watch.poll(20):
             looks += 1
             a.links.flush()
