@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,8 @@ from p2p.transport.keys import PEER_FILE, PeerKeys
 from p2p.transport.link import Link
 from p2p.transport.relay import RELAY, STATS
 
-WAIT_S = 0.5
+WAIT_S = 2.0
+"""To a relay across an ocean it is four round trips: TCP's, two of CURVE's, and the question."""
 GLANCE_S = 0.005
 
 
@@ -26,7 +27,8 @@ def relay_counts(endpoints: Sequence[str], keys: Path) -> list[dict[str, int]]:
     is_on_tcp = any(endpoint.startswith("tcp:") for endpoint in endpoints)
     own = PeerKeys.read(keys / PEER_FILE) if is_on_tcp else None
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    name = f"launcher-{os.getpid()}".encode()
+    # a process number would be another launcher's as well, in a container of its own
+    name = b"launcher-" + secrets.token_hex(8).encode()
     links = [Link(name, [endpoint], context, keys=own) for endpoint in endpoints]
     counts: list[dict[str, int]] = [{} for _ in links]
     asked = [False for _ in links]
