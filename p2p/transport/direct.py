@@ -72,7 +72,6 @@ class _Outgoing:
     number: int
     stream: Connection[Message] | None = None
     """What is sent goes there, once it is open."""
-    up: bool = False
     knocked: bool = False
     """The last knock went out, for the connection was there."""
     knocked_at: float = -float("inf")
@@ -81,6 +80,10 @@ class _Outgoing:
     """Since then."""
     mistrust_s: float = MISTRUST_S
     not_before: float = -float("inf")
+
+    @property
+    def up(self) -> bool:
+        return self.stream is not None and self.stream.is_open
 
     @property
     def patience_s(self) -> float:
@@ -92,7 +95,6 @@ class _Outgoing:
         return self.endpoint.startswith(IPC)
 
     def put_down(self) -> None:
-        self.up = False
         if self.stream is not None:
             self.stream.close()
             self.stream = None
@@ -251,7 +253,7 @@ class DirectLinks:
         A payload is not copied and must not be changed after.
         """
         link = self._outgoing.get(peer)
-        if link is None or not link.up or link.stream is None:
+        if link is None or link.stream is None or not link.stream.is_open:
             return False
         if link.stream.waiting >= BULK_LIMIT_MESSAGES:
             return False
@@ -300,16 +302,14 @@ class DirectLinks:
 
     def flush(self) -> None:
         """Writes what had to wait, where the last look found room; to be called after each."""
-        for peer, link in self._outgoing.items():
-            if link.stream is None:
-                continue
-            try:
-                link.stream.flush()
-            except Broken:
-                link.put_down()
-            else:
-                link.up = link.stream.is_open
-                self._settle(peer, link)
+        for link in self._outgoing.values():
+            if link.stream is not None:
+                try:
+                    link.stream.flush()
+                except Broken:
+                    link.put_down()
+        for peer in [*self._waiting]:
+            self._settle(peer, self._outgoing[peer])
 
     def receive(self) -> tuple[Peer, Message] | None:
         """A message that came, or None; never waits.

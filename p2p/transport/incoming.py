@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic
+from typing import Generic, TypeVar
 
 from p2p.transport.framing import (
     ALIGNED_BYTES,
@@ -31,6 +32,8 @@ from p2p.transport.pipe import Pipe
 from p2p.transport.sealing import TAG_BYTES, Forged, Seal
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed
+
+W = TypeVar("W")
 
 AHEAD_BYTES = 8 << 10
 """So much of what follows is received by the same call."""
@@ -182,7 +185,7 @@ class Incoming(Generic[M]):
                 # into its place, and what follows ahead; what is small goes by way of that too
                 in_place = left if left >= ahead_bytes else 0
                 into = [part, self._ahead] if in_place else [self._ahead]
-                size = self._receive(partial(self._scatter, into))
+                size = self._receive(os.readv, into)
                 if size < in_place + ahead_bytes:  # no more: not to be found out by another call
                     self._watch.found_empty(descriptor)
                 in_place = min(size, in_place)
@@ -190,10 +193,10 @@ class Incoming(Generic[M]):
             part = part[in_place:]
             left -= in_place
 
-    def _receive(self, call: Callable[[], int]) -> int:
+    def _receive(self, call: Callable[[int, W], int], what: W) -> int:
         """How many bytes came by this call; 0: nothing is there. Raises Broken."""
         try:
-            size = call()
+            size = call(self._socket.fileno(), what)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -202,9 +205,6 @@ class Incoming(Generic[M]):
             raise Broken("the other end has closed it")
         self.received_bytes += size
         return size
-
-    def _scatter(self, into: list[memoryview]) -> int:
-        return self._socket.recvmsg_into(into)[0]
 
     def _all(self) -> list[Coming[M]]:
         parted = [*self._parted.values()]
@@ -250,10 +250,9 @@ class Incoming(Generic[M]):
 
     def _piped(self, pipe: Pipe, limit: int) -> Generator[None, None, int]:
         assert not self._came  # it would be overtaken
-        descriptor = self._socket.fileno()
-        size = self._receive(partial(pipe.take, descriptor, limit))
+        size = self._receive(pipe.take, limit)
         if not size:
-            self._watch.found_empty(descriptor)
+            self._watch.found_empty(self._socket.fileno())
             yield None
         return size
 

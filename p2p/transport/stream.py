@@ -213,7 +213,7 @@ class Connection(Generic[M]):
 
     def flush(self) -> None:
         """Writes what had to wait, if the last look found room for it."""
-        if self._events & _WRITE and self._watch.is_writable(self.fileno()):
+        if self._events & _WRITE and self._watch.is_writable(self._socket.fileno()):
             self._write()
 
     @property
@@ -264,7 +264,7 @@ class Connection(Generic[M]):
             is_all = self._outgoing.flush()
         except OSError as error:
             raise Broken(str(error)) from None
-        self._watch.found_full(self.fileno())
+        self._watch.found_full(self._socket.fileno())
         self._want(self._events & ~_WRITE if is_all else self._events | _WRITE)
 
     def _want(self, events: int) -> None:

@@ -74,7 +74,9 @@ class Watch:
     def poll(self, timeout_ms: int | None = None) -> list[tuple[Socket, int]]:
         """What there is now, waiting for it at most so long; it may be nothing before."""
         self._found = {}
-        self._ask(self._used)
+        if self._used:
+            used, self._used = self._used, set()
+            self._ask(used)
         ready = self._poll.poll(0 if self._found else timeout_ms)
         for descriptor, events in ready:
             socket = self._descriptors.get(descriptor)
@@ -84,7 +86,6 @@ class Watch:
             self._found[descriptor] = _FROM_KERNEL.get(events) or _with_error(events)
         if not ready and not self._found:
             self._ask(self._wanted)
-        self._used = {each for each in self._found if not isinstance(each, int)}
         return [*self._found.items()]
 
     def used(self, socket: zmq.Socket[bytes]) -> None:
@@ -111,20 +112,19 @@ class Watch:
 
     def found_empty(self, socket: Socket) -> None:
         """Nothing more is there until the next look."""
-        self._forget(socket, _READ)
+        if left := self._found.pop(socket, 0) & ~_READ:
+            self._found[socket] = left
 
     def found_full(self, descriptor: int) -> None:
         """Nothing more can be sent, or needs to be, until the next look."""
-        self._forget(descriptor, _WRITE)
-
-    def _forget(self, socket: Socket, events: int) -> None:
-        if left := self._found.pop(socket, 0) & ~events:
-            self._found[socket] = left
+        if left := self._found.pop(descriptor, 0) & ~_WRITE:
+            self._found[descriptor] = left
 
     def _ask(self, sockets: Iterable[zmq.Socket[bytes]]) -> None:
         for socket in sockets:
             if found := cast(int, socket.get(zmq.EVENTS)) & self._wanted[socket]:
                 self._found[socket] = found
+                self._used.add(socket)
 
     def _set(self, descriptor: int, events: int, is_known: bool) -> None:
         if events:
