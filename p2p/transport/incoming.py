@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic, TypeVar
 
 from p2p.transport.framing import (
@@ -24,7 +23,6 @@ from p2p.transport.framing import (
     Begin,
     Broken,
     M,
-    Take,
     Target,
     nowhere,
 )
@@ -70,7 +68,8 @@ class Reading:
 
 
 class Incoming(Generic[M]):
-    """Over one socket."""
+    """Over one socket. One part after the other is received whole, and what it is says what to
+    expect after it."""
 
     def __init__(
         self, connected: socket.socket, watch: Watch, begin: Begin[M], reading: Reading
@@ -78,6 +77,8 @@ class Incoming(Generic[M]):
         self.received_bytes = 0
         self.coming: Coming[M] | None = None
         """Whose payload is being received, or a part of it,"""
+        self._end = 0
+        """up to here,"""
         self._parted: dict[int, Coming[M]] = {}
         """and what comes in parts, by its channel."""
         self._judged_at = -float("inf")
@@ -89,6 +90,14 @@ class Incoming(Generic[M]):
         self._ahead = memoryview(bytearray(AHEAD_BYTES if reading.ahead else 0))
         self._came = memoryview(b"")
         """Of that, what nobody has asked for yet."""
+        self._part = self._left = memoryview(b"")
+        """What is expected, and where the rest of it goes as it travels."""
+        self._then = self.expect_message
+        """What to do when that is there; False: it is as if there were no more."""
+        self._prefix = memoryview(bytearray(PREFIX.size))
+        self._kind = self._channel = self._size = 0
+        """What the last of them said."""
+        self._whole: M | Malformed | None = None
         self._seal: Seal | None = None
         self._sealed = memoryview(b"")
         self._piece_bytes = PIECE_BYTES
@@ -128,59 +137,37 @@ class Incoming(Generic[M]):
         """What has not come whole; the connection is closed."""
         self.coming = None
         self._parted.clear()
+        self._part = self._left = memoryview(b"")
 
-    def messages(self) -> Iterator[M | Malformed | None]:
-        """Those that come; None when nothing more is there until the next look. Raises Broken."""
-        prefix = memoryview(bytearray(PREFIX.size))
-        fill = self.fill if self._seal is None else partial(self._opened, self._seal)
-        while True:
-            yield from fill(prefix)
-            kind, channel, header_bytes, payload_bytes = PREFIX.unpack(prefix)
-            if header_bytes > HEADER_LIMIT_BYTES or payload_bytes > LARGEST_BYTES:
-                raise Broken("a message as long as none may be")
-            if (header_bytes == 0) != (kind in (GOES_ON, ENDS)):
-                raise Broken("a message without a header, or a part with one")
-            if kind in (BEGINS, GOES_ON, ENDS) and not self._reading.takes_parts:
-                raise Broken("a message in parts")
-            if kind in (GOES_ON, ENDS) and channel not in self._parted:
-                raise Broken("a part of nothing")
-            if kind == ENDS and payload_bytes:
-                raise Broken("an end with a payload")
-            header = memoryview(bytearray(header_bytes))
-            yield from fill(header)
-            if kind == GOES_ON:
-                coming = self._parted[channel]
-            elif kind == ENDS:
-                del self._parted[channel]
-                continue
-            else:
-                coming = self._begun(kind, bytes(header), payload_bytes)
-            if kind == BEGINS:
-                self._parted[channel] = coming
-                payload_bytes = 0
-            if coming.come + payload_bytes > coming.size:
-                raise Broken("more of a message than there is")
-            self.coming = coming
-            yield from self._payload(fill, coming, payload_bytes)
-            self.coming = None
-            if coming.come == coming.size:
-                if self._parted.get(channel) is coming:
-                    del self._parted[channel]
-                yield coming.message
-            del coming  # so that the next one can come into the same memory
+    def expect(self, part: memoryview, then: Callable[[], bool]) -> bool:
+        """Receives this next, at most a record if it is sealed, and goes on with `then`."""
+        self._part = self._left = part
+        self._then = then
+        if self._seal is not None and part:
+            self._left = self._sealed[: len(part) + TAG_BYTES]
+        return True
 
-    def fill(self, part: memoryview) -> Iterator[None]:
-        """With what comes next, as it comes."""
-        descriptor, ahead_bytes = self._socket.fileno(), len(self._ahead)
-        left = len(part)
-        while left:
+    def expect_message(self) -> bool:
+        return self.expect(self._prefix, self._on_prefix)
+
+    def receive(self) -> M | Malformed | None:
+        """What came whole; None when nothing more is there until the next look. Raises Broken."""
+        while self._whole is None and self._fill() and self._then():
+            pass
+        whole, self._whole = self._whole, None
+        return whole
+
+    def _fill(self) -> bool:
+        """What is expected, with what comes; whether it is whole."""
+        part, descriptor, ahead_bytes = self._left, self._socket.fileno(), len(self._ahead)
+        while left := len(part):
             if self._came:
                 came, self._came = self._came[:left], self._came[left:]
                 part[: len(came)] = came
-                in_place = len(came)
+                part = part[len(came) :]
             elif not self._watch.is_readable(descriptor):
-                yield None
-                continue
+                self._left = part
+                return False
             else:
                 # into its place, and what follows ahead; what is small goes by way of that too
                 in_place = left if left >= ahead_bytes else 0
@@ -190,8 +177,11 @@ class Incoming(Generic[M]):
                     self._watch.found_empty(descriptor)
                 in_place = min(size, in_place)
                 self._came = self._ahead[: size - in_place]
-            part = part[in_place:]
-            left -= in_place
+                part = part[in_place:]
+        self._left = part
+        if self._seal is not None and self._part:
+            self._open(self._seal, self._part)
+        return True
 
     def _receive(self, call: Callable[[int, W], int], what: W) -> int:
         """How many bytes came by this call; 0: nothing is there. Raises Broken."""
@@ -206,10 +196,48 @@ class Incoming(Generic[M]):
         self.received_bytes += size
         return size
 
+    def _open(self, seal: Seal, plain: memoryview) -> None:
+        try:
+            seal.open(self._sealed[: len(plain) + TAG_BYTES], plain)
+        except Forged as error:
+            raise Broken(str(error)) from None
+
     def _all(self) -> list[Coming[M]]:
         parted = [*self._parted.values()]
         is_other = self.coming is not None and self.coming not in parted
         return [*parted, self.coming] if self.coming is not None and is_other else parted
+
+    # --- part after part --------------------------------------------------------------------
+
+    def _on_prefix(self) -> bool:
+        self._kind, self._channel, header_bytes, self._size = PREFIX.unpack(self._prefix)
+        if header_bytes > HEADER_LIMIT_BYTES or self._size > LARGEST_BYTES:
+            raise Broken("a message as long as none may be")
+        if (header_bytes == 0) != (self._kind in (GOES_ON, ENDS)):
+            raise Broken("a message without a header, or a part with one")
+        if self._kind in (BEGINS, GOES_ON, ENDS) and not self._reading.takes_parts:
+            raise Broken("a message in parts")
+        if self._kind in (GOES_ON, ENDS) and self._channel not in self._parted:
+            raise Broken("a part of nothing")
+        if self._kind == ENDS and self._size:
+            raise Broken("an end with a payload")
+        return self.expect(memoryview(bytearray(header_bytes)), self._on_header)
+
+    def _on_header(self) -> bool:
+        if self._kind == ENDS:
+            del self._parted[self._channel]
+            return self.expect_message()
+        if self._kind == GOES_ON:
+            coming = self._parted[self._channel]
+        else:
+            coming = self._begun(self._kind, bytes(self._part), self._size)
+        self.coming, self._end = coming, coming.come + self._size
+        if self._kind == BEGINS:
+            self._parted[self._channel] = coming
+            self._end = 0
+        if self._end > coming.size:
+            raise Broken("more of a message than there is")
+        return self._go_on(coming)
 
     def _begun(self, kind: int, header: bytes, size: int) -> Coming[M]:
         try:
@@ -222,62 +250,75 @@ class Incoming(Generic[M]):
             return Coming(error, nowhere, size)
         return Coming(message, target, size)
 
-    def _payload(
-        self, fill: Callable[[memoryview], Iterator[None]], coming: Coming[M], size: int
-    ) -> Iterator[None]:
-        """The next so many bytes of it."""
-        end = coming.come + size
-        while coming.come < end:
-            if isinstance(coming.target, memoryview):
-                piece = coming.target[coming.come : end]
-                if self._reading.pauses:
-                    piece = piece[:PIECE_BYTES]
-                yield from fill(piece)
-                coming.come += len(piece)
-            elif isinstance(coming.target, Pipe):
-                coming.come += yield from self._piped(coming.target, end - coming.come)
-            else:
-                yield from self._taken(coming, coming.target, end)
-            if self._reading.pauses and coming.come < end:
-                yield None
+    def _go_on(self, coming: Coming[M]) -> bool:
+        """With the next of the payload, or with what comes after it."""
+        size = self._end - coming.come
+        if not size:
+            return self._on_end(coming)
+        if isinstance(coming.target, Pipe):
+            self._then = self._on_pipe
+            return True
+        if not isinstance(coming.target, memoryview):
+            if not self._piece:
+                self._piece = memoryview(bytearray(self._piece_bytes + ALIGNED_BYTES))
+            kept = len(coming.kept)
+            self._piece[:kept] = coming.kept
+            piece = self._piece[kept : kept + min(size, self._piece_bytes)]
+            return self.expect(piece, self._on_piece)
+        if self._seal is not None:
+            # what is not what was sent must not get where others may read it
+            return self.expect(self._piece[: min(size, RECORD_BYTES)], self._on_record)
+        if self._reading.pauses:
+            size = min(size, PIECE_BYTES)
+        return self.expect(coming.target[coming.come : coming.come + size], self._on_place)
 
-    def _opened(self, seal: Seal, part: memoryview) -> Iterator[None]:
-        for start in range(0, len(part), RECORD_BYTES):
-            record = part[start : start + RECORD_BYTES]
-            plain = self._piece[: len(record)]
-            yield from self._record(seal, plain)
-            record[:] = plain  # what is not what was sent must not get where others may read it
+    def _on_place(self) -> bool:
+        return self._moved_to(self._coming, self._coming.come + len(self._part))
 
-    def _piped(self, pipe: Pipe, limit: int) -> Generator[None, None, int]:
+    def _on_record(self) -> bool:
+        coming, end = self._coming, self._coming.come + len(self._part)
+        if isinstance(coming.target, memoryview):  # else nobody wants it any more
+            coming.target[coming.come : end] = self._part
+        return self._moved_to(coming, end)
+
+    def _on_piece(self) -> bool:
+        coming = self._coming
+        assert not isinstance(coming.target, memoryview | Pipe)
+        start, end = coming.come - len(coming.kept), coming.come + len(self._part)
+        size = end - start
+        taken = size if end == coming.size else size // ALIGNED_BYTES * ALIGNED_BYTES
+        coming.kept = bytes(self._piece[taken:size])
+        if taken:
+            coming.target(start, self._piece[:taken])
+        return self._moved_to(coming, end)
+
+    def _on_pipe(self) -> bool:
+        """What fits into it, if something is there."""
+        coming = self._coming
+        if not isinstance(coming.target, Pipe):  # any more
+            return self._go_on(coming)
         assert not self._came  # it would be overtaken
-        size = self._receive(pipe.take, limit)
+        size = self._receive(coming.target.take, self._end - coming.come)
         if not size:
             self._watch.found_empty(self._socket.fileno())
-            yield None
-        return size
+            return False
+        return self._moved_to(coming, coming.come + size)
 
-    def _taken(self, coming: Coming[M], take: Take, end: int) -> Iterator[None]:
-        if not len(self._piece):
-            self._piece = memoryview(bytearray(self._piece_bytes + ALIGNED_BYTES))
-        kept = coming.kept
-        piece = self._piece[: len(kept) + min(end - coming.come, self._piece_bytes)]
-        piece[: len(kept)] = kept
-        if self._seal is None:
-            yield from self.fill(piece[len(kept) :])
-        else:
-            yield from self._record(self._seal, piece[len(kept) :])
-        start = coming.come - len(kept)
-        coming.come = start + len(piece)
-        is_last = coming.come == coming.size
-        taken = len(piece) if is_last else len(piece) // ALIGNED_BYTES * ALIGNED_BYTES
-        coming.kept = bytes(piece[taken:])
-        if taken:
-            take(start, piece[:taken])
+    def _moved_to(self, coming: Coming[M], end: int) -> bool:
+        coming.come = end
+        pauses = self._reading.pauses and end < self._end
+        return self._go_on(coming) and not pauses
 
-    def _record(self, seal: Seal, plain: memoryview) -> Iterator[None]:
-        sealed = self._sealed[: len(plain) + TAG_BYTES]
-        yield from self.fill(sealed)
-        try:
-            seal.open(sealed, plain)
-        except Forged as error:
-            raise Broken(str(error)) from None
+    def _on_end(self, coming: Coming[M]) -> bool:
+        """Of the payload, or of a part of it."""
+        self.coming = None
+        if coming.come == coming.size:
+            if self._parted.get(self._channel) is coming:
+                del self._parted[self._channel]
+            self._whole = coming.message
+        return self.expect_message()
+
+    @property
+    def _coming(self) -> Coming[M]:
+        assert self.coming is not None
+        return self.coming

@@ -15,7 +15,7 @@ a payload is to lie, and whom to give a ticket.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Generic
@@ -71,7 +71,6 @@ class Connection(Generic[M]):
         self._events = 0
         self._incoming = Incoming(connected, watch, begin, reading)
         self._outgoing = Outgoing(connected, ticket)
-        self._received: Iterator[M | Malformed | None] = iter(())
         self._judged_at = -float("inf")
         self._judged_bytes = 0
         """What had come to the other end then."""
@@ -94,7 +93,6 @@ class Connection(Generic[M]):
         """
         made = cls(_new_socket(address), watch, begin, reading or Reading(), invitation.ticket)
         made._seal(invitation.key, OUTWARD, INWARD)
-        made._received = made._incoming.messages()
         try:
             with suppress(BlockingIOError):
                 made._socket.connect(address if isinstance(address, tuple) else str(address))
@@ -121,7 +119,7 @@ class Connection(Generic[M]):
             with suppress(OSError):  # it ended already
                 _fit(taken, taken.getpeername()[0])
         made = cls(taken, watch, begin, reading)
-        made._received = made._after_ticket(admit)
+        made._expect_ticket(admit)
         made._want(_READ)
         return made
 
@@ -228,7 +226,7 @@ class Connection(Generic[M]):
         """
         if not self._incoming.has_come and not self._watch.is_readable(self._socket.fileno()):
             return None
-        received = next(self._received)
+        received = self._incoming.receive()
         if isinstance(received, Malformed):
             raise received
         return received
@@ -276,13 +274,16 @@ class Connection(Generic[M]):
     def _has_left_over(self) -> bool:
         return not self.is_idle or self._outgoing.unacknowledged > 0
 
-    def _after_ticket(self, admit: Admit[M]) -> Iterator[M | Malformed | None]:
+    def _expect_ticket(self, admit: Admit[M]) -> None:
         ticket = memoryview(bytearray(TICKET_BYTES))
-        yield from self._incoming.fill(ticket)
-        self.name, key = admit(self, bytes(ticket))
-        self._seal(key, INWARD, OUTWARD)
-        self._outgoing.is_open = True
-        yield from self._incoming.messages()
+
+        def shown() -> bool:
+            self.name, key = admit(self, bytes(ticket))
+            self._seal(key, INWARD, OUTWARD)
+            self._outgoing.is_open = True
+            return self._incoming.expect_message()
+
+        self._incoming.expect(ticket, shown)
 
 
 def are_unix_sockets_fast() -> bool:
