@@ -62,7 +62,7 @@ class Reading:
     ahead: bool = False
     """What is small may be received before it is asked for."""
     pauses: bool = False
-    """After each `PIECE_BYTES` of a payload it is as if there were no more."""
+    """After each piece of a payload, `PIECE_BYTES` at most, it is as if there were no more."""
     takes_parts: bool = False
     """Messages may come in parts; else that breaks the connection."""
 
