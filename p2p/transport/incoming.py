@@ -31,7 +31,7 @@ from p2p.transport.sealing import TAG_BYTES, Forged, Seal
 from p2p.transport.watch import Watch
 from p2p.transport.wire import Malformed
 
-W = TypeVar("W")
+Argument = TypeVar("Argument")
 
 AHEAD_BYTES = 8 << 10
 """So much of what follows is received by the same call."""
@@ -68,8 +68,7 @@ class Reading:
 
 
 class Incoming(Generic[M]):
-    """Over one socket. One part after the other is received whole, and what it is says what to
-    expect after it."""
+    """Over one socket, part after part; what one is says what to expect after it."""
 
     def __init__(
         self, connected: socket.socket, watch: Watch, begin: Begin[M], reading: Reading
@@ -93,9 +92,9 @@ class Incoming(Generic[M]):
         self._part = self._left = memoryview(b"")
         """What is expected, and where the rest of it goes as it travels."""
         self._then = self.expect_message
-        """What to do when that is there; False: it is as if there were no more."""
+        """What to do when that is there."""
         self._prefix = memoryview(bytearray(PREFIX.size))
-        self._kind = self._channel = self._size = 0
+        self._kind = self._channel = self._payload_bytes = 0
         """What the last of them said."""
         self._whole: M | Malformed | None = None
         self._seal: Seal | None = None
@@ -137,10 +136,14 @@ class Incoming(Generic[M]):
         """What has not come whole; the connection is closed."""
         self.coming = None
         self._parted.clear()
-        self._part = self._left = memoryview(b"")
+        self._came = self._part = self._left = memoryview(b"")
+        self._then = _stop
 
     def expect(self, part: memoryview, then: Callable[[], bool]) -> bool:
-        """Receives this next, at most a record if it is sealed, and goes on with `then`."""
+        """Fills this next, at most a record if it is sealed; then goes on with `then`.
+
+        If that returns False it is as if there were no more, until the next call of `receive`.
+        """
         self._part = self._left = part
         self._then = then
         if self._seal is not None and part:
@@ -183,10 +186,10 @@ class Incoming(Generic[M]):
             self._open(self._seal, self._part)
         return True
 
-    def _receive(self, call: Callable[[int, W], int], what: W) -> int:
+    def _receive(self, call: Callable[[int, Argument], int], argument: Argument) -> int:
         """How many bytes came by this call; 0: nothing is there. Raises Broken."""
         try:
-            size = call(self._socket.fileno(), what)
+            size = call(self._socket.fileno(), argument)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -210,8 +213,8 @@ class Incoming(Generic[M]):
     # --- part after part --------------------------------------------------------------------
 
     def _on_prefix(self) -> bool:
-        self._kind, self._channel, header_bytes, self._size = PREFIX.unpack(self._prefix)
-        if header_bytes > HEADER_LIMIT_BYTES or self._size > LARGEST_BYTES:
+        self._kind, self._channel, header_bytes, self._payload_bytes = PREFIX.unpack(self._prefix)
+        if header_bytes > HEADER_LIMIT_BYTES or self._payload_bytes > LARGEST_BYTES:
             raise Broken("a message as long as none may be")
         if (header_bytes == 0) != (self._kind in (GOES_ON, ENDS)):
             raise Broken("a message without a header, or a part with one")
@@ -219,7 +222,7 @@ class Incoming(Generic[M]):
             raise Broken("a message in parts")
         if self._kind in (GOES_ON, ENDS) and self._channel not in self._parted:
             raise Broken("a part of nothing")
-        if self._kind == ENDS and self._size:
+        if self._kind == ENDS and self._payload_bytes:
             raise Broken("an end with a payload")
         return self.expect(memoryview(bytearray(header_bytes)), self._on_header)
 
@@ -229,14 +232,15 @@ class Incoming(Generic[M]):
             return self.expect_message()
         if self._kind == GOES_ON:
             coming = self._parted[self._channel]
+            if coming.come + self._payload_bytes > coming.size:
+                raise Broken("more of a message than there is")
         else:
-            coming = self._begun(self._kind, bytes(self._part), self._size)
-        self.coming, self._end = coming, coming.come + self._size
+            coming = self._begun(self._kind, bytes(self._part), self._payload_bytes)
+        follows = self._payload_bytes
         if self._kind == BEGINS:
             self._parted[self._channel] = coming
-            self._end = 0
-        if self._end > coming.size:
-            raise Broken("more of a message than there is")
+            follows = 0
+        self.coming, self._end = coming, coming.come + follows
         return self._go_on(coming)
 
     def _begun(self, kind: int, header: bytes, size: int) -> Coming[M]:
@@ -273,16 +277,16 @@ class Incoming(Generic[M]):
         return self.expect(coming.target[coming.come : coming.come + size], self._on_place)
 
     def _on_place(self) -> bool:
-        return self._moved_to(self._coming, self._coming.come + len(self._part))
+        return self._moved_to(self._underway, self._underway.come + len(self._part))
 
     def _on_record(self) -> bool:
-        coming, end = self._coming, self._coming.come + len(self._part)
+        coming, end = self._underway, self._underway.come + len(self._part)
         if isinstance(coming.target, memoryview):  # else nobody wants it any more
             coming.target[coming.come : end] = self._part
         return self._moved_to(coming, end)
 
     def _on_piece(self) -> bool:
-        coming = self._coming
+        coming = self._underway
         assert not isinstance(coming.target, memoryview | Pipe)
         start, end = coming.come - len(coming.kept), coming.come + len(self._part)
         size = end - start
@@ -294,7 +298,7 @@ class Incoming(Generic[M]):
 
     def _on_pipe(self) -> bool:
         """What fits into it, if something is there."""
-        coming = self._coming
+        coming = self._underway
         if not isinstance(coming.target, Pipe):  # any more
             return self._go_on(coming)
         assert not self._came  # it would be overtaken
@@ -319,6 +323,11 @@ class Incoming(Generic[M]):
         return self.expect_message()
 
     @property
-    def _coming(self) -> Coming[M]:
+    def _underway(self) -> Coming[M]:
         assert self.coming is not None
         return self.coming
+
+
+def _stop() -> bool:
+    """What to do with what comes to a closed connection."""
+    return False

@@ -340,6 +340,21 @@ MALFORMED = {
 }
 
 
+def test_what_was_ahead_of_a_closed_connection_is_lost(place: Place) -> None:
+    """As when a newer one of the same name is admitted before the older one is asked again."""
+    joined = place.joined(b"a")
+    for number in range(3):
+        joined.send([bytes([number]) * 100])
+    [older] = place.entrance.connections.values()
+    end = time.monotonic() + 10
+    while place.entrance.receive(older) is None:
+        assert time.monotonic() < end
+        place.watch.poll(20)
+        joined.flush()
+    place.entrance.end(older)
+    assert not older.has_come and older.receive() is None
+
+
 def impostor(place: Place) -> socket.socket:
     """Has a ticket, and says what it likes."""
     invitation = place.entrance.invite(b"b")
