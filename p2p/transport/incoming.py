@@ -283,7 +283,7 @@ class Incoming(Generic[M]):
         coming, end = self._underway, self._underway.come + len(self._part)
         if isinstance(coming.target, memoryview):  # else nobody wants it any more
             coming.target[coming.come : end] = self._part
-        return self._moved_to(coming, end)
+        return self._moved_to(coming, end, ends_piece=end % PIECE_BYTES == 0)
 
     def _on_piece(self) -> bool:
         coming = self._underway
@@ -308,9 +308,9 @@ class Incoming(Generic[M]):
             return False
         return self._moved_to(coming, coming.come + size)
 
-    def _moved_to(self, coming: Coming[M], end: int) -> bool:
+    def _moved_to(self, coming: Coming[M], end: int, ends_piece: bool = True) -> bool:
         coming.come = end
-        pauses = self._reading.pauses and end < self._end
+        pauses = self._reading.pauses and ends_piece and end < self._end
         return self._go_on(coming) and not pauses
 
     def _on_end(self, coming: Coming[M]) -> bool:
