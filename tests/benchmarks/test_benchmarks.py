@@ -91,8 +91,7 @@ def test_collectives() -> None:
     for size in ("N=2", "N=4"):
         for row in found[size].values():
             for way in ("host", "tcp", "relay"):
-                figures_of_way = [row[f"{way}_{each}"] for each in ("speed", "ms", "floor_ms")]
-                assert min(figures_of_way) > 0  # the floor over TCP is an estimate
+                assert row[f"{way}_speed"] > 0 and row[f"{way}_ms"] > row[f"{way}_floor_ms"] > 0
 
 
 @pytest.mark.acceptance
